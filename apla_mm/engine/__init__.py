@@ -1,0 +1,1 @@
+"""What runs with mmengine's Runner."""

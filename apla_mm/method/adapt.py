@@ -1,0 +1,202 @@
+"""Turn a plain model into one that trains by APLA, and back."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from torch import nn
+
+from .partial_linear import PartialLinear
+from .projections import Projection, find_projections
+from .selection import ChannelLists, listed_channels, load_channels, random_channels, resolve_r
+
+
+@dataclass(frozen=True)
+class AdaptedProjection:
+    """One adapted projection: its name inside the adapted model, its size, and the output channels that train."""
+
+    name: str
+    out_features: int
+    in_features: int
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`adapt` did.
+
+    Attributes:
+        projections: The adapted projections, in the model's order.
+        trained: Parameters that train, in the projections and elsewhere.
+        total: Parameters of the plain model.
+    """
+
+    projections: tuple[AdaptedProjection, ...]
+    trained: int
+    total: int
+
+    def save_channels(self, path: str | Path) -> None:
+        """Write the channels as JSON, to be read again as ``adapt(model, channels=path)``."""
+        lists = {p.name: list(p.channels) for p in self.projections}
+        Path(path).write_text(json.dumps(lists, indent=1) + "\n")
+
+    def __str__(self) -> str:
+        r = sorted({len(p.channels) for p in self.projections})
+        channels = str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}"
+        return (
+            f"APLA: {channels} channels train in each of {len(self.projections)} projections; "
+            f"{self.trained:,} of {self.total:,} parameters train ({self.trained / self.total:.2%})"
+        )
+
+
+def adapt(
+    model: nn.Module,
+    r: int | float | str | None = None,
+    *,
+    seed: int = 0,
+    channels: ChannelLists | str | Path | None = None,
+    blocks: str | int | Sequence[int] = "all",
+    trainable: Sequence[str] = (),
+) -> Report:
+    """Adapt a model in place: of all its parameters only the chosen channels of its projections train from now on.
+
+    The state dict keeps the plain model's keys, shapes and dtypes. Adapting an adapted model again in the same way
+    changes nothing.
+
+    Args:
+        model: Any module with attention of a known kind (see :func:`~.projections.register_attention`).
+        r: How many output channels of each projection train: an int, a fraction of them, or ``'full'``, which is the
+            default.
+        seed: Draws the channels, together with each projection's name.
+        channels: The channels of each projection by name instead, or a JSON file of them.
+        blocks: Which attentions are adapted: ``'all'``, the last k (an int), or a list of positions in the model's
+            order.
+        trainable: Shell-style patterns of names of further parameters that train, such as ``'head.*'``.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: Any of the above does not fit the model, or the model was adapted otherwise before. The model is
+            as it was.
+    """
+    if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
+        raise ValueError(f"the model is wrapped in {type(model).__name__} already: adapt it first, then wrap it")
+    projections = _choose_blocks(find_projections(model), blocks)
+    plan = _choose_channels(projections, r, seed, channels)
+    adapted_before = [name for name, module in model.named_modules() if isinstance(module, PartialLinear)]
+    if adapted_before:
+        _check_adapted_alike(projections, plan, adapted_before)
+    further = _match(trainable, (name for name, _ in model.named_parameters()))
+
+    replacements: dict[nn.Module, nn.Module] = {}
+    model.requires_grad_(False)
+    for projection, chosen in zip(projections, plan, strict=True):
+        linear = projection.linear
+        if len(chosen) == linear.out_features:
+            linear.requires_grad_(True)
+        elif isinstance(linear, PartialLinear):
+            linear.trained.requires_grad_(True)
+        else:
+            replacements[linear] = PartialLinear(linear, chosen)
+    _replace(model, replacements)
+    for name in further:
+        model.get_parameter(name).requires_grad_(True)
+
+    done = (
+        AdaptedProjection(p.name, p.linear.out_features, p.linear.in_features, tuple(chosen))
+        for p, chosen in zip(projections, plan, strict=True)
+    )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Report(tuple(done), trained, count_parameters(model))
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Turn an adapted model into the plain one again, in place, with what was trained in its weights.
+
+    Args:
+        model: An adapted model. A plain one stays as it is.
+
+    Returns:
+        The model.
+    """
+    adapted = [module for module in model.modules() if isinstance(module, PartialLinear)]
+    _replace(model, {module: module.to_linear() for module in adapted})
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of the plain model: the rows that an adapted layer trains are part of its weight."""
+    twice = sum(
+        p.numel() for m in model.modules() if isinstance(m, PartialLinear) for p in m.trained.parameters(recurse=False)
+    )
+    return sum(p.numel() for p in model.parameters()) - twice
+
+
+def _choose_blocks(projections: list[Projection], blocks: str | int | Sequence[int]) -> list[Projection]:
+    count = len(projections)
+    if blocks == "all":
+        return projections
+    if isinstance(blocks, int) and not isinstance(blocks, bool) and 1 <= blocks <= count:
+        return projections[-blocks:]
+    if isinstance(blocks, Sequence) and not isinstance(blocks, str):
+        chosen = list(blocks)
+        if chosen and len(set(chosen)) == len(chosen) and all(type(b) is int and 0 <= b < count for b in chosen):
+            return [projections[b] for b in sorted(chosen)]
+    raise ValueError(
+        f"blocks={blocks!r} does not fit a model with {count} attentions: use 'all', the last k (1 to {count}), "
+        f"or a list of distinct positions from 0 to {count - 1}"
+    )
+
+
+def _choose_channels(
+    projections: list[Projection], r: int | float | str | None, seed: int, channels: ChannelLists | str | Path | None
+) -> list[list[int]]:
+    if channels is None:
+        r = "full" if r is None else r
+        return [
+            random_channels(p.name, p.linear.out_features, resolve_r(r, p.linear.out_features, p.name), seed)
+            for p in projections
+        ]
+    if r is not None:
+        raise ValueError(f"r={r!r} and channels are given, but the lists of channels say how many train: leave r out")
+    lists = load_channels(channels)
+    unknown = sorted(set(lists) - {p.name for p in projections})
+    if unknown:
+        raise ValueError(f"channels are listed for {unknown}, but the projections are {[p.name for p in projections]}")
+    return [listed_channels(lists, p.name, p.linear.out_features) for p in projections]
+
+
+def _check_adapted_alike(projections: list[Projection], plan: list[list[int]], adapted: Iterable[str]) -> None:
+    planned = {p.name: chosen for p, chosen in zip(projections, plan, strict=True)}
+    for p in projections:
+        before = p.linear.trained.channels.tolist() if isinstance(p.linear, PartialLinear) else None
+        full = len(planned[p.name]) == p.linear.out_features
+        if before != planned[p.name] and not (before is None and full):
+            raise ValueError(f"'{p.name}' was adapted otherwise before: call apla_mm.merge(model) first")
+    left_over = set(adapted) - set(planned)
+    if left_over:
+        raise ValueError(f"{sorted(left_over)} were adapted before and are not now: call apla_mm.merge(model) first")
+
+
+def _match(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Names that any of the patterns matches; a pattern that matches none is an error."""
+    if isinstance(patterns, str):
+        raise ValueError(f"trainable={patterns!r} must be a list of patterns")
+    names = list(names)
+    matched = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in patterns}
+    for pattern, hits in matched.items():
+        if not hits:
+            raise ValueError(f"trainable pattern '{pattern}' matches no parameter; names look like {names[:3]}")
+    return [name for hits in matched.values() for name in hits]
+
+
+def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    if model in replacements:
+        raise ValueError("the model is itself a projection; adapt or merge the module that holds it")
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() skips a second name of one module
+            if child in replacements:
+                setattr(parent, name, replacements[child])

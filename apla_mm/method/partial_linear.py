@@ -1,0 +1,187 @@
+"""The linear layer of which ``r`` output channels train."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _PartialLinearFunction(torch.autograd.Function):
+    """``y = x W^T + b`` whose backward computes the gradient of the rows ``channels`` of W and b alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        trained_weight: Tensor,
+        trained_bias: Tensor | None,
+        channels: Tensor,
+    ) -> Tensor:
+        # `trained_weight` is saved for its version alone: an optimizer step between forward and backward is an error,
+        # as it is for nn.Linear.
+        ctx.save_for_backward(x, weight, trained_weight, channels)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, trained_weight, channels = ctx.saved_tensors
+        needs_x, _, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            # the dtypes differ where autocast ran the forward
+            grad_x = grad @ weight.to(grad.dtype)
+        if needs_weight or needs_bias:
+            grad_rows = grad.reshape(-1, grad.shape[-1]).index_select(1, channels)
+            if needs_weight:
+                grad_weight = (grad_rows.T @ x.reshape(-1, x.shape[-1])).to(trained_weight.dtype)
+            if needs_bias:
+                grad_bias = grad_rows.sum(0).to(trained_weight.dtype)
+        return grad_x, None, None, grad_weight, grad_bias, None
+
+
+class TrainedChannels(nn.Module):
+    """What the optimizer sees of a :class:`PartialLinear`: the chosen rows as parameters of their own.
+
+    They are called ``weight`` and ``bias``, so that optimizer rules that go by name (no decay on biases, say) hold.
+    A state dict knows nothing of this module.
+
+    The rows exist twice, here and in the full tensors, and either can be written by others: an optimizer or a mean of
+    parameters writes here; a loader, ``init_weights`` or a mean of state dicts writes there, often through ``.data``
+    where no version counter sees it. One rule brings both together: the rows here count if they moved since the last
+    time, else those in the full tensor. ``last_weight`` and ``last_bias`` are buffers, so that whoever swaps all
+    parameters and buffers of two models swaps this state as a whole.
+
+    Attributes:
+        weight: (r, in), trains.
+        bias: (r,), trains; None if the layer has none.
+        channels: (r,) int64, the output channels, ascending.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    channels: Tensor
+    last_weight: Tensor
+    last_bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, channels: Sequence[int]) -> None:
+        super().__init__()
+        index = torch.tensor(list(channels), dtype=torch.int64, device=linear.weight.device)
+        self.register_buffer("channels", index, persistent=False)
+        for name in ("weight", "bias"):
+            full = getattr(linear, name)
+            rows = None if full is None else full.detach().index_select(0, index)
+            self.register_parameter(name, None if rows is None else nn.Parameter(rows))
+            self.register_buffer(f"last_{name}", None if rows is None else rows.clone(), persistent=False)
+
+    def sync(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Make the chosen rows of the full ``weight`` (out, in) and ``bias`` (out,) equal to the parameters here."""
+        self._sync(weight, self.weight, self.last_weight)
+        if bias is not None and self.bias is not None and self.last_bias is not None:
+            self._sync(bias, self.bias, self.last_bias)
+
+    @torch.no_grad()
+    def _sync(self, full: Tensor, rows: Tensor, last: Tensor) -> None:
+        # `.data`: a layer used twice in a graph writes the same values twice, which autograd need not know
+        full, rows = full.data, rows.data
+        moved = (rows != last).any()
+        current = torch.where(moved, rows, full.index_select(0, self.channels))
+        full.index_copy_(0, self.channels, current)
+        rows.copy_(current)
+        last.copy_(current)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        pass
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class PartialLinear(nn.Linear):
+    """A linear layer of which the output channels ``channels`` train, and nothing else.
+
+    With C the chosen channels, the layer computes ``y = x W^T + b`` in one product and its backward
+    ``dx = dy W``, ``dW[C] = dy[:, C]^T x``, ``db[C] = sum dy[:, C]``: the full gradient, restricted (APLA,
+    arXiv 2503.11335, section 3). Nothing of size (out, in) gets a gradient or an optimizer state.
+
+    ``weight`` (out, in) and ``bias`` (out,) stay where they are in a plain linear layer, frozen and always current,
+    so state dicts, initialisers and readers of ``.weight`` see the plain layer. The rows that train are the
+    parameters of :attr:`trained`.
+
+    Args:
+        linear: The layer to stand in for. Its tensors are taken over, not copied, with its hooks and mode.
+        channels: Distinct output channels, ascending.
+    """
+
+    trained: TrainedChannels
+
+    def __init__(self, linear: nn.Linear, channels: Sequence[int]) -> None:
+        nn.Module.__init__(self)
+        _take_over(self, linear)
+        self._linear_type = type(linear)
+        for tensor in self._parameters.values():
+            if tensor is not None:
+                tensor.requires_grad_(False)
+        self.trained = TrainedChannels(linear, channels)
+        self.trained.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: (..., in).
+
+        Returns:
+            (..., out).
+        """
+        if self.weight.requires_grad:
+            raise RuntimeError(
+                "the frozen weight of an adapted projection was set to require a gradient; "
+                "adapt with r='full' to train all of it, or merge the model first"
+            )
+        self.sync()
+        if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # here, so that the copy kept for backward is this one
+        trained = self.trained
+        return _PartialLinearFunction.apply(x, self.weight, self.bias, trained.weight, trained.bias, trained.channels)
+
+    def sync(self) -> None:
+        """Bring :attr:`weight` and :attr:`bias` up to date with what trained; see :class:`TrainedChannels`."""
+        self.trained.sync(self.weight, self.bias)
+
+    def to_linear(self) -> nn.Linear:
+        """The plain layer again, of its original class, trained."""
+        self.sync()
+        linear = self._linear_type.__new__(self._linear_type)
+        nn.Module.__init__(linear)
+        _take_over(linear, self)
+        del linear._modules["trained"], linear.__dict__["_linear_type"]
+        return linear
+
+    def extra_repr(self) -> str:
+        """The plain layer's, and how many channels train."""
+        return f"{super().extra_repr()}, r={len(self.trained.channels)}"
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.sync()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.sync()
+        super()._load_from_state_dict(*args, **kwargs)
+        for tensor in self._parameters.values():
+            if tensor is not None:
+                tensor.requires_grad_(False)
+        self.sync()
+
+
+def _take_over(module: nn.Module, other: nn.Module) -> None:
+    """Give ``module`` the attributes, tensors, submodules and hooks of ``other``."""
+    tables = {name: other.__dict__[name].copy() for name in ("_parameters", "_buffers", "_modules")}
+    module.__dict__.update(other.__dict__)
+    module.__dict__.update(tables)

@@ -1,0 +1,5 @@
+"""Backbones."""
+
+from .apla_vit import APLAViT
+
+__all__ = ["APLAViT"]

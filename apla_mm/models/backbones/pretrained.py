@@ -1,0 +1,55 @@
+"""Reading pretrained weights, pickles as untrusted."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+_PREFIXES = ("module.", "backbone.vit.", "backbone.")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from a ``.safetensors`` file or a pickle of tensors, on the CPU.
+
+    What checkpoints usually wrap it in is taken off: a dict around it (``state_dict``, ``model``, ``teacher``, means
+    of weights first), and prefixes (``module.``, ``backbone.``).
+
+    Args:
+        path: The file.
+
+    Returns:
+        Names to tensors.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is no state dict, or a pickle that holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"pretrained='{path}': no such file (looked in {Path.cwd()})")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"pretrained='{path}' cannot be read: {str(error).splitlines()[0]}") from error
+    tensors = _unwrap(state)
+    if not tensors:
+        raise ValueError(f"pretrained='{path}' holds no state dict")
+    for prefix in _PREFIXES:
+        if any(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return tensors
+
+
+def _unwrap(state: Any) -> dict[str, Tensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}

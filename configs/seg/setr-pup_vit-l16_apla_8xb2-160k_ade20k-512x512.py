@@ -1,0 +1,12 @@
+# the paper's row for segmentation: SETR-PUP on ViT-L/16, W_O trained in full
+_base_ = "apla_vitb_ade.py"
+model = dict(
+    backbone=dict(
+        model_name="vit_large_patch16_384.augreg_in21k_ft_in1k",
+        out_indices=(9, 14, 19, 23),
+        apla=dict(r="full"),
+    ),
+    decode_head=dict(in_channels=1024),
+    auxiliary_head=[dict(head, in_channels=1024) for head in _base_.model.auxiliary_head],
+)
+train_dataloader = dict(batch_size=2)

@@ -1,0 +1,55 @@
+"""Train a segmentor or detector: ``python tools/train.py CONFIG``."""
+
+import argparse
+
+import torch
+from mmengine.config import Config
+
+from apla_mm.engine.command_line import add_common_arguments, build_runner, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on from a checkpoint; without a path, from the latest in the work dir",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision: bfloat16 where the device has it")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size")
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def enable_amp(cfg: Config) -> None:
+    wrapper = cfg.optim_wrapper
+    if wrapper.type not in ("OptimWrapper", "AmpOptimWrapper"):
+        raise SystemExit(f"--amp needs an optim_wrapper of type OptimWrapper, and the config's is {wrapper.type}")
+    wrapper.type = "AmpOptimWrapper"
+    if "dtype" not in wrapper:
+        bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+        wrapper.dtype = "bfloat16" if bfloat16 else "float16"
+    if wrapper.dtype == "float16":
+        wrapper.setdefault("loss_scale", "dynamic")
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        enable_amp(cfg)
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise SystemExit("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+    build_runner(cfg).train()
+
+
+if __name__ == "__main__":
+    main()
