@@ -2,6 +2,7 @@
 
 from mmengine.registry import HOOKS, MODELS
 
+from .engine import checkpoint_reader  # noqa: F401  registers itself
 from .engine.hooks import APLAHook, DataCheckHook
 from .models import APLAViT
 

@@ -22,7 +22,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar="KEY=VALUE",
         help="override settings of the config, as in optim_wrapper.optimizer.lr=1e-4 or key=a,b or key='[(1,2)]'; "
-        "data_root, classes and crop_size are set everywhere they matter",
+        "data_root, classes, crop_size and max_iters are set everywhere they matter",
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch.distributed.launch")

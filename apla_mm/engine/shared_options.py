@@ -17,7 +17,9 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
     - ``data_root``: every data set;
     - ``classes``: the ``metainfo`` of every data set, and ``num_classes`` of every head;
     - ``crop_size``, an int or (H, W): pictures' size in the model and the pipelines, with the resizing before the crop
-      and the stride of sliding windows in proportion.
+      and the stride of sliding windows in proportion;
+    - ``max_iters``: the length of training, with the schedule's steps and the intervals of validation, checkpoints and
+      logs in proportion.
 
     Args:
         cfg: The config, options merged.
@@ -33,6 +35,8 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
         _set_classes(cfg, options["classes"])
     if "crop_size" in options:
         _set_crop_size(cfg, options["crop_size"])
+    if "max_iters" in options:
+        _set_max_iters(cfg, options["max_iters"])
 
 
 def _set_classes(cfg: Config, classes: Any) -> None:
@@ -65,6 +69,30 @@ def _set_crop_size(cfg: Config, crop_size: Any) -> None:
                 transform["crop_size"] = size
             if transform.get("type") in ("RandomResize", "Resize") and "scale" in transform:
                 transform["scale"] = (4 * size[0], size[0]) if transform.get("keep_ratio") else size[::-1]
+
+
+def _set_max_iters(cfg: Config, max_iters: Any) -> None:
+    if not isinstance(max_iters, int) or max_iters < 1 or "max_iters" not in cfg.train_cfg:
+        raise ValueError(
+            f"max_iters={max_iters!r} must be an int of at least 1, for a config that trains by iterations"
+        )
+    ratio = max_iters / cfg.train_cfg.max_iters
+
+    def scale(part: dict[str, Any], key: str, least: int) -> None:
+        part[key] = max(least, round(part[key] * ratio))
+
+    cfg.train_cfg.max_iters = max_iters
+    for scheduler in cfg.param_scheduler:
+        for key in ("begin", "end"):
+            if key in scheduler:
+                scale(scheduler, key, 0)
+    for part, key in (
+        (cfg.train_cfg, "val_interval"),
+        (cfg.default_hooks.checkpoint, "interval"),
+        (cfg.default_hooks.logger, "interval"),
+    ):
+        if key in part:
+            scale(part, key, 1)
 
 
 def _datasets(cfg: Config) -> Iterator[dict[str, Any]]:

@@ -71,8 +71,5 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, int]]:
 
 
 def _where(dataset: Any) -> str:
-    folders = getattr(dataset, "data_prefix", None)
-    suffix = getattr(dataset, "img_suffix", "")
-    return (
-        f"expected files '*{suffix}' in {folders.get('img_path')}" if folders else f"it is a {type(dataset).__name__}"
-    )
+    folder = (getattr(dataset, "data_prefix", None) or {}).get("img_path")
+    return f"expected files '*{dataset.img_suffix}' in {folder}" if folder else f"it is a {type(dataset).__name__}"

@@ -94,8 +94,8 @@ class APLAViT(nn.Module):
         """
         if not self._has_weights:
             raise RuntimeError(
-                f"APLAViT has no weights yet (pretrained={self.pretrained!r}): call init_weights(), or load a checkpoint "
-                "of the whole backbone; pretrained=False asks for random ones"
+                f"APLAViT has no weights yet (pretrained={self.pretrained!r}): call init_weights(), or load a "
+                "checkpoint of the whole backbone; pretrained=False asks for random ones"
             )
         height, width = x.shape[-2:]
         pad_h, pad_w = -height % self.patch_size[0], -width % self.patch_size[1]
@@ -155,7 +155,7 @@ def _create_vit(model_name: str, **kwargs: Any) -> Any:
     if model_name.split(".")[0] not in timm.list_models():
         raise ValueError(f"timm {timm.__version__} has no model '{model_name}'; timm.list_models('*vit*') lists ViTs")
     try:
-        vit = timm.create_model(model_name, dynamic_img_size=True, **kwargs)
+        vit: Any = timm.create_model(model_name, dynamic_img_size=True, **kwargs)
     except TypeError as error:
         raise ValueError(
             f"'{model_name}' cannot be made for pictures of any size with {kwargs} ({error}): take a timm ViT"

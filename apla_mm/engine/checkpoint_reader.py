@@ -1,0 +1,63 @@
+"""Reads mmengine's checkpoints without running what a pickle says."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+_STATISTICS = ("min", "max", "mean", "current")
+
+
+def _statistics_method(owner: Any, name: str) -> Any:
+    """Stands in for ``getattr``, by which a pickled HistoryBuffer names its methods; the real one would open all."""
+    if owner is HistoryBuffer and name in _STATISTICS:
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f"the attribute '{name}' of {owner!r}")
+
+
+def _safe_globals() -> list[Any]:
+    multiarray: Any = getattr(np, "_core", None) or np.core
+    dtypes = [cls for cls in vars(np.dtypes).values() if isinstance(cls, type) and issubclass(cls, np.dtype)]
+    # checkpoints are read beside another NumPy than wrote them, and 2.0 moved these functions
+    functions = [
+        (getattr(multiarray.multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("_reconstruct", "scalar")
+        for core in ("core", "_core")
+    ]
+    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *functions, (_statistics_method, "builtins.getattr")]
+
+
+@CheckpointLoader.register_scheme(prefixes="", force=True)
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a checkpoint from a local file, for mmengine's ``load_checkpoint``, ``load_from`` and ``resume``.
+
+    mmengine 0.10.7 cannot read its own checkpoints with ``weights_only=True``, and onedl-mmengine falls back to an
+    unpickling that runs any code in the file. Here exactly what mmengine itself writes is allowed.
+
+    Args:
+        filename: The file.
+        map_location: As of ``torch.load``.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It cannot be read, or holds objects of other kinds.
+    """
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint '{path}': no such file (looked in {Path.cwd()})")
+    try:
+        with torch.serialization.safe_globals(_safe_globals()):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = next((line for line in str(error).splitlines() if "Unsupported" in line or "attribute" in line), error)
+        raise ValueError(
+            f"checkpoint '{path}' was not read, being damaged or holding more than tensors and plain values: {reason}. "
+            "Name types of your own that it may hold by torch.serialization.add_safe_globals"
+        ) from error
