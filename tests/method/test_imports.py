@@ -57,28 +57,6 @@ from apla_mm.models import APLAViT
 vit = APLAViT("vit_tiny_patch16_224", pretrained=False, apla=dict(r=2))
 print(tuple(vit(torch.randn(1, 3, 32, 32))[0].shape))
 """
-    hub = [
-        "huggingface_hub",
-        "fsspec",
-        "httpx",
-        "httpx2",
-        "httpcore",
-        "httpcore2",
-        "anyio",
-        "h11",
-        "idna",
-        "truststore",
-    ]
-    timms_own = [
-        "timm",
-        "torchvision",
-        "safetensors",
-        "yaml",
-        "PIL",
-        "packaging",
-        "tqdm",
-        "certifi",
-        "sniffio",
-        "click",
-    ]
-    assert run(code, *timms_own, *hub, "hf_xet", "requests", "typer", "rich").endswith("(1, 192, 2, 2)")
+    timms_own = "timm torchvision safetensors yaml PIL packaging tqdm huggingface_hub fsspec hf_xet requests certifi"
+    hubs_own = "httpx httpx2 httpcore httpcore2 anyio sniffio h11 idna truststore typer click rich"
+    assert run(code, *timms_own.split(), *hubs_own.split()).endswith("(1, 192, 2, 2)")
