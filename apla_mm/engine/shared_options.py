@@ -1,5 +1,6 @@
 """Options that a config states in several places, set in all of them at once."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -78,21 +79,21 @@ def _set_max_iters(cfg: Config, max_iters: Any) -> None:
         )
     ratio = max_iters / cfg.train_cfg.max_iters
 
-    def scale(part: dict[str, Any], key: str, least: int) -> None:
-        part[key] = max(least, round(part[key] * ratio))
+    def scale(part: dict[str, Any], key: str) -> None:
+        part[key] = math.ceil(part[key] * ratio)
 
     cfg.train_cfg.max_iters = max_iters
     for scheduler in cfg.param_scheduler:
         for key in ("begin", "end"):
             if key in scheduler:
-                scale(scheduler, key, 0)
+                scale(scheduler, key)
     for part, key in (
         (cfg.train_cfg, "val_interval"),
         (cfg.default_hooks.checkpoint, "interval"),
         (cfg.default_hooks.logger, "interval"),
     ):
         if key in part:
-            scale(part, key, 1)
+            scale(part, key)
 
 
 def _datasets(cfg: Config) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+export PYTHON
+VENV_PYTHON := .venv/bin/python
+
+.PHONY: help setup demo lint format test clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## Make .venv with everything: segmentation, detection, tests (PYTHON=... picks the interpreter)
+	@tools/setup_env.sh full
+
+demo:  ## Make .venv with what segmentation needs, unless there, and run the demo
+	@tools/setup_env.sh demo
+	$(VENV_PYTHON) demo/run.py
+
+lint: setup  ## Check style and types
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+	$(VENV_PYTHON) -m mypy apla_mm
+
+format: setup  ## Sort imports, fix what ruff can fix, and format
+	$(VENV_PYTHON) -m ruff check --fix
+	$(VENV_PYTHON) -m ruff format
+
+# Two workers with one thread each: torch's own threads would compete for the same cores.
+test: lint  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
+
+clean:  ## Remove .venv, builds and caches; data and training runs stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
