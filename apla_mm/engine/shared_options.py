@@ -79,21 +79,23 @@ def _set_max_iters(cfg: Config, max_iters: Any) -> None:
         )
     ratio = max_iters / cfg.train_cfg.max_iters
 
-    def scale(part: dict[str, Any], key: str) -> None:
-        part[key] = math.ceil(part[key] * ratio)
+    def scale(part: dict[str, Any], key: str, least: int) -> None:
+        part[key] = max(least, math.ceil(part[key] * ratio))
 
     cfg.train_cfg.max_iters = max_iters
     for scheduler in cfg.param_scheduler:
-        for key in ("begin", "end"):
-            if key in scheduler:
-                scale(scheduler, key)
+        # a warm-up of one step would never reach its end, so each part has at least two
+        if scheduler.get("begin"):
+            scale(scheduler, "begin", 2)
+        if "end" in scheduler:
+            scale(scheduler, "end", scheduler.get("begin", 0) + 2)
     for part, key in (
         (cfg.train_cfg, "val_interval"),
         (cfg.default_hooks.checkpoint, "interval"),
         (cfg.default_hooks.logger, "interval"),
     ):
         if key in part:
-            scale(part, key)
+            scale(part, key, 1)
 
 
 def _datasets(cfg: Config) -> Iterator[dict[str, Any]]:
