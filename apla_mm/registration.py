@@ -1,11 +1,13 @@
 """Puts the package's parts into mmengine's root registries, where every OpenMMLab scope finds them."""
 
-from mmengine.registry import HOOKS, MODELS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
 
 from .engine import checkpoint_reader  # noqa: F401  registers itself
 from .engine.hooks import APLAHook, DataCheckHook
+from .engine.optim_wrapper import BFloat16OptimWrapper
 from .models import APLAViT
 
 MODELS.register_module(module=APLAViT)
 HOOKS.register_module(module=APLAHook)
 HOOKS.register_module(module=DataCheckHook)
+OPTIM_WRAPPERS.register_module(module=BFloat16OptimWrapper)

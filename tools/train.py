@@ -28,10 +28,11 @@ def enable_amp(cfg: Config) -> None:
     wrapper = cfg.optim_wrapper
     if wrapper.type not in ("OptimWrapper", "AmpOptimWrapper"):
         raise SystemExit(f"--amp needs an optim_wrapper of type OptimWrapper, and the config's is {wrapper.type}")
+    if not torch.cuda.is_available():
+        wrapper.type = "BFloat16OptimWrapper"
+        return
     wrapper.type = "AmpOptimWrapper"
-    if "dtype" not in wrapper:
-        bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
-        wrapper.dtype = "bfloat16" if bfloat16 else "float16"
+    wrapper.setdefault("dtype", "bfloat16" if torch.cuda.is_bf16_supported() else "float16")
     if wrapper.dtype == "float16":
         wrapper.setdefault("loss_scale", "dynamic")
 

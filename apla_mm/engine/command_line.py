@@ -39,8 +39,8 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
-    cfg.merge_from_dict(args.cfg_options)
     apply_shared_options(cfg, args.cfg_options)
+    cfg.merge_from_dict(args.cfg_options)  # afterwards: what is set in one place by name has the last word
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:

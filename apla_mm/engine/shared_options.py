@@ -23,7 +23,7 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
       logs in proportion.
 
     Args:
-        cfg: The config, options merged.
+        cfg: The config, as its file says.
         options: The options as given.
 
     Raises:
