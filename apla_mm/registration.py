@@ -1,13 +1,15 @@
 """Puts the package's parts into mmengine's root registries, where every OpenMMLab scope finds them."""
 
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 from .engine import checkpoint_reader  # noqa: F401  registers itself
 from .engine.hooks import APLAHook, DataCheckHook
 from .engine.optim_wrapper import BFloat16OptimWrapper
+from .engine.optim_wrapper_constructor import TrainableOptimWrapperConstructor
 from .models import APLAViT
 
 MODELS.register_module(module=APLAViT)
 HOOKS.register_module(module=APLAHook)
 HOOKS.register_module(module=DataCheckHook)
+OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=TrainableOptimWrapperConstructor)
 OPTIM_WRAPPERS.register_module(module=BFloat16OptimWrapper)

@@ -1,5 +1,11 @@
 # 160k steps of 16 pictures, one cycle: linear warm-up, then polynomial decay
-optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=3e-4, weight_decay=0.01))
+# the head starts from nothing and learns ten times as fast
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=3e-4, weight_decay=0.01),
+    constructor="TrainableOptimWrapperConstructor",
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(head=dict(lr_mult=10.0))),
+)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),

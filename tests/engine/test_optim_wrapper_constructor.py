@@ -1,0 +1,52 @@
+import torch
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+from apla_mm.method import adapt
+from apla_mm.models import APLAViT
+
+
+def make_model():
+    vit = APLAViT(
+        "vit_tiny_patch16_224", pretrained=False, img_size=32, model_kwargs=dict(embed_dim=32, depth=2, num_heads=2)
+    )
+    return nn.ModuleDict({"backbone": vit, "decode_head": nn.Sequential(nn.Linear(32, 4), nn.LayerNorm(4))})
+
+
+def groups(model, constructor, **paramwise):
+    cfg = dict(
+        type="OptimWrapper",
+        optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.1),
+        constructor=constructor,
+        paramwise_cfg=paramwise,
+    )
+    optimizer = build_optim_wrapper(model, cfg).optimizer
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [({names[id(p)] for p in g["params"]}, g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+
+
+def test_same_settings_as_the_default_for_what_trains_and_nothing_else():
+    model = make_model()
+    adapt(model["backbone"], r=3)
+    rules = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"head.0": dict(lr_mult=10.0)})
+    settings = {
+        name: (lr, decay)
+        for names, lr, decay in groups(model, "DefaultOptimWrapperConstructor", **rules)
+        for name in names
+    }
+    merged = groups(model, "TrainableOptimWrapperConstructor", **rules)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert sorted(name for names, *_ in merged for name in names) == sorted(trained)
+    for names, lr, decay in merged:
+        assert {settings[name] for name in names} == {(lr, decay)}
+    assert len(merged) == len({settings[name] for name in trained}) == 3
+    rows = {name.rpartition(".")[2]: decay for names, _, decay in merged for name in names if "trained" in name}
+    assert rows == {"weight": 0.1, "bias": 0.0}
+
+
+def test_it_trains_and_logs_nothing_about_frozen_parameters(capfd):
+    model = make_model()
+    adapt(model["backbone"], r=3)
+    groups(model, "TrainableOptimWrapperConstructor", bias_decay_mult=0.0)
+    assert "skipped" not in "".join(capfd.readouterr())
+    assert torch.is_grad_enabled()
