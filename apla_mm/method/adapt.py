@@ -8,9 +8,11 @@ from pathlib import Path
 
 from torch import nn
 
+from .multihead_attention import ProjectedMultiheadAttention
 from .partial_linear import PartialLinear
 from .projections import Projection, find_projections
 from .selection import ChannelLists, listed_channels, load_channels, random_channels, resolve_r
+from .stand_in import StandIn, replace_modules
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,21 @@ def adapt(
     """
     if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
         raise ValueError(f"the model is wrapped in {type(model).__name__} already: adapt it first, then wrap it")
-    projections = _choose_blocks(find_projections(model), blocks)
+    attentions = find_projections(model)
+    if any(model is p.attention and isinstance(model, nn.MultiheadAttention) for p in attentions):
+        raise ValueError(f"the model is itself a {type(model).__name__}: adapt the module that holds it")
+    projections = _choose_blocks(attentions, blocks)
     plan = _choose_channels(projections, r, seed, channels)
     adapted_before = [name for name, module in model.named_modules() if isinstance(module, PartialLinear)]
     if adapted_before:
         _check_adapted_alike(projections, plan, adapted_before)
     further = _match(trainable, (name for name, _ in model.named_parameters()))
 
-    replacements: dict[nn.Module, nn.Module] = {}
+    replacements: dict[nn.Module, nn.Module] = {
+        p.attention: ProjectedMultiheadAttention(p.attention, p.weights_are_used)
+        for p in attentions
+        if isinstance(p.attention, nn.MultiheadAttention) and not isinstance(p.attention, StandIn)
+    }
     model.requires_grad_(False)
     for projection, chosen in zip(projections, plan, strict=True):
         linear = projection.linear
@@ -101,7 +110,7 @@ def adapt(
             linear.trained.requires_grad_(True)
         else:
             replacements[linear] = PartialLinear(linear, chosen)
-    _replace(model, replacements)
+    replace_modules(model, lambda module: replacements.get(module, module))
     for name in further:
         model.get_parameter(name).requires_grad_(True)
 
@@ -122,8 +131,9 @@ def merge(model: nn.Module) -> nn.Module:
     Returns:
         The model.
     """
-    adapted = [module for module in model.modules() if isinstance(module, PartialLinear)]
-    _replace(model, {module: module.to_linear() for module in adapted})
+    if isinstance(model, StandIn):
+        raise ValueError(f"the model is itself a {type(model).__name__}: merge the module that holds it")
+    replace_modules(model, lambda module: module.to_plain() if isinstance(module, StandIn) else module)
     return model
 
 
@@ -191,12 +201,3 @@ def _match(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
         if not hits:
             raise ValueError(f"trainable pattern '{pattern}' matches no parameter; names look like {names[:3]}")
     return [name for hits in matched.values() for name in hits]
-
-
-def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
-    if model in replacements:
-        raise ValueError("the model is itself a projection; adapt or merge the module that holds it")
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() skips a second name of one module
-            if child in replacements:
-                setattr(parent, name, replacements[child])

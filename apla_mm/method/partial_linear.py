@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .stand_in import StandIn
+
 
 class _PartialLinearFunction(torch.autograd.Function):
     """``y = x W^T + b`` whose backward computes the gradient of the rows ``channels`` of W and b alone."""
@@ -102,7 +104,7 @@ class TrainedChannels(nn.Module):
         pass
 
 
-class PartialLinear(nn.Linear):
+class PartialLinear(StandIn, nn.Linear):
     """A linear layer of which the output channels ``channels`` train, and nothing else.
 
     With C the chosen channels, the layer computes ``y = x W^T + b`` in one product and its backward
@@ -121,9 +123,7 @@ class PartialLinear(nn.Linear):
     trained: TrainedChannels
 
     def __init__(self, linear: nn.Linear, channels: Sequence[int]) -> None:
-        nn.Module.__init__(self)
-        _take_over(self, linear)
-        self._linear_type = type(linear)
+        self._take_over(linear)
         for tensor in self._parameters.values():
             if tensor is not None:
                 tensor.requires_grad_(False)
@@ -154,13 +154,11 @@ class PartialLinear(nn.Linear):
         """Bring :attr:`weight` and :attr:`bias` up to date with what trained; see :class:`TrainedChannels`."""
         self.trained.sync(self.weight, self.bias)
 
-    def to_linear(self) -> nn.Linear:
+    def to_plain(self) -> nn.Linear:
         """The plain layer again, of its original class, trained."""
         self.sync()
-        linear = self._linear_type.__new__(self._linear_type)
-        nn.Module.__init__(linear)
-        _take_over(linear, self)
-        del linear._modules["trained"], linear.__dict__["_linear_type"]
+        linear: nn.Linear = super().to_plain()
+        del linear._modules["trained"]
         return linear
 
     def extra_repr(self) -> str:
@@ -178,10 +176,3 @@ class PartialLinear(nn.Linear):
             if tensor is not None:
                 tensor.requires_grad_(False)
         self.sync()
-
-
-def _take_over(module: nn.Module, other: nn.Module) -> None:
-    """Give ``module`` the attributes, tensors, submodules and hooks of ``other``."""
-    tables = {name: other.__dict__[name].copy() for name in ("_parameters", "_buffers", "_modules")}
-    module.__dict__.update(other.__dict__)
-    module.__dict__.update(tables)

@@ -13,15 +13,40 @@ _PROJECTIONS = {
     "timm.models.eva.EvaAttention": "proj",
     "timm.models.vision_transformer_relpos.RelPosAttention": "proj",
     "timm.models.vision_transformer_sam.Attention": "proj",
+    "torch.nn.modules.activation.MultiheadAttention": "out_proj",
+    "mmdet.models.backbones.swin.WindowMSA": "proj",
+    "mmseg.models.backbones.beit.BEiTAttention": "proj",
+    "mmseg.models.backbones.swin.WindowMSA": "proj",
+    "mmseg.models.backbones.twins.LocallyGroupedSelfAttention": "proj",
+    "mmpretrain.models.backbones.twins.LocallyGroupedSelfAttention": "proj",
+    "mmpretrain.models.backbones.vit_eva02.AttentionWithRoPE": "proj",
+    "mmpretrain.models.backbones.vit_sam.Attention": "proj",
+    "mmpretrain.models.utils.attention.BEiTAttention": "proj",
+    "mmpretrain.models.utils.attention.MultiheadAttention": "proj",
+    "mmpretrain.models.utils.attention.WindowMSA": "proj",
+    "mmpretrain.models.utils.attention.WindowMSAV2": "proj",
 }
+
+
+#: mmcv's wrapper of nn.MultiheadAttention, which uses the first of its two outputs only.
+_WRAPPER = "mmcv.cnn.bricks.transformer.MultiheadAttention"
 
 
 @dataclass(frozen=True)
 class Projection:
-    """W_O of one attention module: its name inside the searched model, and the layer."""
+    """W_O of one attention module.
+
+    Attributes:
+        name: The projection's name inside the searched model.
+        linear: The projection.
+        attention: The module whose projection it is.
+        weights_are_used: False if the module around the attention asks for attention weights and throws them away.
+    """
 
     name: str
     linear: nn.Linear
+    attention: nn.Module
+    weights_are_used: bool = True
 
 
 def register_attention(attention: type[nn.Module] | str, projection: str) -> None:
@@ -49,6 +74,7 @@ def find_projections(model: nn.Module) -> list[Projection]:
             projection is not an ``nn.Linear``.
     """
     found, unknown = [], []
+    wrapped = {module.attn for module in model.modules() if _has_class(module, _WRAPPER)}
     for name, module in model.named_modules():
         path = _projection_path(module)
         if path is not None:
@@ -58,7 +84,7 @@ def find_projections(model: nn.Module) -> list[Projection]:
                     f"'{path}' of the attention '{name}' ({_class_name(type(module))}) is a "
                     f"{type(linear).__name__}, not an nn.Linear"
                 )
-            found.append(Projection(f"{name}.{path}" if name else path, linear))
+            found.append(Projection(f"{name}.{path}" if name else path, linear, module, module not in wrapped))
         elif _looks_like_attention(module):
             unknown.append(f"'{name}' ({_class_name(type(module))})")
     if unknown:
@@ -75,16 +101,16 @@ def find_projections(model: nn.Module) -> list[Projection]:
 
 
 def _projection_path(module: nn.Module) -> str | None:
-    for cls in type(module).__mro__:
-        path = _PROJECTIONS.get(_class_name(cls))
-        if path is not None:
-            return path
-    return None
+    return next((_PROJECTIONS[name] for name in map(_class_name, type(module).__mro__) if name in _PROJECTIONS), None)
+
+
+def _has_class(module: nn.Module, name: str) -> bool:
+    return name in map(_class_name, type(module).__mro__)
 
 
 def _looks_like_attention(module: nn.Module) -> bool:
     """An attention by name, with a linear layer of its own: an error is due rather than a silent miss."""
-    named = "attention" in type(module).__name__.lower() or isinstance(module, nn.MultiheadAttention)
+    named = any(word in type(module).__name__.lower() for word in ("attention", "attn", "msa"))
     return named and any(isinstance(child, nn.Linear) for child in module.children())
 
 

@@ -313,7 +313,7 @@ def test_wrapped_models_and_bare_projections_are_refused(make_vit):
         adapt(DistributedDataParallel(), r=1)
     model = make_vit()
     adapt(model, r=3)
-    with pytest.raises(ValueError, match="itself a projection"):
+    with pytest.raises(ValueError, match="itself a PartialLinear"):
         merge(model.blocks[0].attn.proj)
 
 

@@ -196,7 +196,7 @@ def test_hooks_mode_and_tensors_are_taken_over_and_given_back():
     assert not partial.training
     assert not partial.trained.training
     partial(torch.randn(1, 5))
-    back = partial.to_linear()
+    back = partial.to_plain()
     back(torch.randn(1, 5))
     assert calls == ["hook", "hook"]
     assert type(back) is MyLinear
@@ -233,7 +233,7 @@ def test_writing_the_trained_rows_reaches_the_full_weight(through_data):
     with torch.no_grad():
         (partial.trained.weight.data if through_data else partial.trained.weight).copy_(rows)
     assert torch.equal(partial.state_dict()["weight"][channels], rows)
-    assert torch.equal(partial.to_linear().weight[channels], rows)
+    assert torch.equal(partial.to_plain().weight[channels], rows)
 
 
 def test_pickle_and_deepcopy():

@@ -62,8 +62,8 @@ def test_unknown_attention_is_an_error_that_says_how_to_register_it():
         find_projections(model)
     register_attention(MyAttention, "out.0")
     assert find_projections(model) == [
-        Projection("0.out.0", model[0].out[0]),
-        Projection("1.out.0", model[1].out[0]),
+        Projection("0.out.0", model[0].out[0], model[0]),
+        Projection("1.out.0", model[1].out[0], model[1]),
     ]
     with pytest.raises(ValueError, match=r"'out.0' of the attention '0'.*is a Identity, not an nn.Linear"):
         find_projections(nn.Sequential(MyAttention(out=nn.Identity)))
