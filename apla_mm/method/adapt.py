@@ -75,7 +75,8 @@ def adapt(
         channels: The channels of each projection by name instead, or a JSON file of them.
         blocks: Which attentions are adapted: ``'all'``, the last k (an int), or a list of positions in the model's
             order.
-        trainable: Shell-style patterns of names of further parameters that train, such as ``'head.*'``.
+        trainable: Shell-style patterns of names of further parameters that train, such as ``'head.*'``. Of a
+            projection the chosen channels train and no others, whatever matches it.
 
     Returns:
         The report.
@@ -111,8 +112,10 @@ def adapt(
         else:
             replacements[linear] = PartialLinear(linear, chosen)
     replace_modules(model, lambda module: replacements.get(module, module))
+    adapted = {p.name for p, chosen in zip(projections, plan, strict=True) if len(chosen) < p.linear.out_features}
     for name in further:
-        model.get_parameter(name).requires_grad_(True)
+        if name.rpartition(".")[0] not in adapted:
+            model.get_parameter(name).requires_grad_(True)
 
     done = (
         AdaptedProjection(p.name, p.linear.out_features, p.linear.in_features, tuple(chosen))

@@ -1,26 +1,50 @@
-"""The hook that says and proves what trains."""
+"""The hook that adapts a model, and says and proves what trains."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
 from ...measure import format_table, trainable_table
 from ...measure.fingerprint import trained_and_frozen_digests
+from ..adapt_runner import adapt_runner, find_target, unwrapped
+from ..frozen_parts import frozen_modules, trainable_names
 
 
 class APLAHook(Hook):
-    """Logs what trains, and proves on the first optimizer step that nothing else changed.
+    """Adapts a model by APLA before it trains, logs what trains, and proves on the first step that nothing else moved.
+
+    One line in the config of any mmseg or mmdet model with a transformer backbone::
+
+        custom_imports = dict(imports=['apla_mm'])
+        custom_hooks = [dict(type='APLAHook', r=64)]
+
+    Checkpoints stay plain: testing and inference need neither the hook nor this package. Weights are loaded as ever,
+    after the model was adapted. Without ``r`` and ``channels`` the hook adapts nothing, for backbones that adapted
+    themselves.
 
     Before training it writes a table (module, trained, total, share). At the first step it compares every tensor
     before and after, bit by bit: a frozen one that moved stops the run. A trained one that has not moved
     ``patience`` iterations later is warned about; right at the first step a warm-up may be too small to show.
 
     Args:
+        r: How many output channels of each projection train; see :func:`apla_mm.adapt`, also for the next four.
+        seed: Draws the channels.
+        channels: The channels by projection instead, or a JSON file of them. With one target only.
+        blocks: Which attentions are adapted.
+        trainable: Patterns of further parameters of the targets that train.
+        target: Dotted path of the part of the model to adapt, or several.
+        train_norm: Train the norms of the targets too.
+        train_bias: Train all biases of the targets too.
+        train_pos_embed: Train their position embeddings too, relative ones included.
+        frozen_eval: Run what is frozen in the targets as in evaluation: statistics of norms stand still, nothing is
+            dropped.
+        drop_path: With ``frozen_eval``, whether stochastic depth goes on.
         depth: How far down the table tells parts of the model apart.
         prove: Compare tensors at the first step. It takes about a second for each GB of weights, once.
         patience: Iterations after which everything that trains should have moved.
@@ -28,25 +52,72 @@ class APLAHook(Hook):
 
     priority = "VERY_HIGH"
 
-    def __init__(self, depth: int = 3, prove: bool = True, patience: int = 100) -> None:
+    def __init__(
+        self,
+        r: int | float | str | None = None,
+        seed: int = 0,
+        channels: Mapping[str, Sequence[int]] | str | None = None,
+        blocks: str | int | Sequence[int] = "all",
+        trainable: Sequence[str] = (),
+        target: str | Sequence[str] = "backbone",
+        train_norm: bool = False,
+        train_bias: bool = False,
+        train_pos_embed: bool = False,
+        frozen_eval: bool = True,
+        drop_path: bool = True,
+        depth: int = 3,
+        prove: bool = True,
+        patience: int = 100,
+    ) -> None:
+        self.targets = [target] if isinstance(target, str) else list(target)
+        if channels is not None and len(self.targets) > 1:
+            raise ValueError("APLAHook: channels are listed for one target; give each target a hook of its own")
+        self.adapts = r is not None or channels is not None
+        self.arguments = dict(r=r, seed=seed, channels=channels, blocks=blocks)
+        self.trainable = list(trainable)
+        self.train = dict(norm=train_norm, bias=train_bias, pos_embed=train_pos_embed)
+        self.frozen_eval = frozen_eval
+        self.drop_path = drop_path
         self.depth = depth
         self.prove = prove
         self.patience = patience
+        self._evaluated: list[nn.Module] = []
         self._frozen: dict[str, str] | None = None
         self._trained: dict[str, str] = {}
         self._check_again_at: int | None = None
 
+    def before_run(self, runner: Runner) -> None:
+        """Adapt the targets of a runner that is about to train.
+
+        Raises:
+            ValueError: A target does not exist or cannot be adapted as asked.
+        """
+        if not self.adapts or not isinstance(runner.optim_wrapper, OptimWrapper | OptimWrapperDict):
+            return  # testing: checkpoints are plain, and so is the model
+        model = unwrapped(runner.model)
+        parts = {target: find_target(model, target) for target in self.targets}
+        options = {
+            target: {**self.arguments, "trainable": [*self.trainable, *trainable_names(part, **self.train)]}
+            for target, part in parts.items()
+        }
+        for target, report in adapt_runner(runner, options).items():
+            print_log(f"{target}: {report}", logger="current")
+        if self.frozen_eval:
+            self._evaluated = [m for part in parts.values() for m in frozen_modules(part, self.drop_path)]
+
     def before_train(self, runner: Runner) -> None:
         """Log the table."""
-        rows = trainable_table(_unwrapped(runner.model), self.depth)
+        rows = trainable_table(unwrapped(runner.model), self.depth)
         if not rows[-1].trained:
             raise RuntimeError("nothing of the model trains: leave a head trainable, or adapt its backbone")
         print_log(f"what trains:\n{format_table(rows)}", logger="current")
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Remember the tensors before the first step."""
+        """Keep frozen modules in evaluation mode; remember the tensors before the first step."""
+        for module in self._evaluated:
+            module.training = False
         if self.prove and self._frozen is None:
-            self._trained, self._frozen = trained_and_frozen_digests(_unwrapped(runner.model))
+            self._trained, self._frozen = trained_and_frozen_digests(unwrapped(runner.model))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -59,7 +130,7 @@ class APLAHook(Hook):
         if self.prove:
             self._compare(runner)
         elif runner.iter == self._check_again_at:
-            now, _ = trained_and_frozen_digests(_unwrapped(runner.model))
+            now, _ = trained_and_frozen_digests(unwrapped(runner.model))
             still = [name for name, digest in self._trained.items() if now[name] == digest]
             if still:
                 print_log(
@@ -71,7 +142,7 @@ class APLAHook(Hook):
 
     def _compare(self, runner: Runner) -> None:
         assert self._frozen is not None
-        trained, frozen = trained_and_frozen_digests(_unwrapped(runner.model))
+        trained, frozen = trained_and_frozen_digests(unwrapped(runner.model))
         moved = [name for name, digest in frozen.items() if self._frozen[name] != digest]
         if moved:
             raise RuntimeError(f"{len(moved)} frozen tensors changed in training, such as {', '.join(moved[:4])}")
@@ -85,7 +156,3 @@ class APLAHook(Hook):
         )
         self.prove, self._frozen, self._trained = False, {}, still
         self._check_again_at = runner.iter + self.patience if still else None
-
-
-def _unwrapped(model: Any) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model

@@ -1,0 +1,384 @@
+"""APLAHook on models of mmseg, mmdet and mmpretrain: adapted, trained, saved, loaded by the plain model."""
+
+import copy
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from apla_mm.method import PartialLinear, find_projections
+
+SIZE = 64
+
+#: family -> (scope, backbone, number of attentions)
+BACKBONES = {
+    "mmseg ViT": (
+        "mmseg",
+        dict(
+            type="VisionTransformer", img_size=SIZE, patch_size=16, embed_dims=32, num_layers=3, num_heads=2,
+            out_indices=(2,),
+        ),
+        3,
+    ),
+    "mmseg Swin": (
+        "mmseg",
+        dict(
+            type="SwinTransformer", pretrain_img_size=SIZE, embed_dims=16, depths=(2, 2), num_heads=(2, 4),
+            strides=(4, 2), out_indices=(0, 1), window_size=4,
+        ),
+        4,
+    ),
+    "mmdet Swin": (
+        "mmdet",
+        dict(
+            type="SwinTransformer", pretrain_img_size=SIZE, embed_dims=16, depths=(2, 2), num_heads=(2, 4),
+            strides=(4, 2), out_indices=(0, 1), window_size=4,
+        ),
+        4,
+    ),
+    "MiT": (
+        "mmseg",
+        dict(
+            type="MixVisionTransformer", embed_dims=16, num_stages=2, num_layers=(1, 2), num_heads=(1, 2),
+            patch_sizes=(7, 3), strides=(4, 2), sr_ratios=(4, 1), out_indices=(0, 1),
+        ),
+        3,
+    ),
+    "PVT": (
+        "mmdet",
+        dict(
+            type="PyramidVisionTransformer", pretrain_img_size=SIZE, embed_dims=16, num_stages=2, num_layers=(1, 2),
+            num_heads=(1, 2), patch_sizes=(4, 2), strides=(4, 2), paddings=(0, 0), sr_ratios=(4, 1),
+            out_indices=(0, 1), mlp_ratios=(2, 2),
+        ),
+        3,
+    ),
+    "PVTv2": (
+        "mmdet",
+        dict(
+            type="PyramidVisionTransformerV2", embed_dims=16, num_layers=(1, 1, 1, 1), num_heads=(1, 2, 4, 8),
+            mlp_ratios=(2, 2, 2, 2), out_indices=(0, 3),
+        ),
+        4,
+    ),
+    "Twins": (
+        "mmseg",
+        dict(
+            type="SVT", embed_dims=[16, 32], num_heads=[1, 2], depths=[2, 2], mlp_ratios=[2, 2], sr_ratios=[4, 2],
+            strides=[4, 2], windiow_sizes=[4, 4], out_indices=(0, 1), qkv_bias=True, norm_after_stage=True,
+        ),
+        4,
+    ),
+    "BEiT": (
+        "mmseg",
+        dict(
+            type="BEiT", img_size=SIZE, patch_size=16, embed_dims=32, num_layers=2, num_heads=2, out_indices=(1,),
+            init_values=0.1,
+        ),
+        2,
+    ),
+    "MAE": (
+        "mmseg",
+        dict(
+            type="MAE", img_size=SIZE, patch_size=16, embed_dims=32, num_layers=2, num_heads=2, out_indices=(1,),
+            init_values=1.0,
+        ),
+        2,
+    ),
+    "mmseg TIMMBackbone": (
+        "mmseg",
+        dict(
+            type="TIMMBackbone", model_name="vit_tiny_patch16_224", features_only=True, pretrained=False,
+            out_indices=(0, 1),
+            img_size=SIZE, embed_dim=32, depth=2, num_heads=2,
+        ),
+        2,
+    ),
+    "mmpretrain ViT": (
+        "mmpretrain",
+        dict(
+            type="mmpretrain.VisionTransformer", img_size=SIZE, patch_size=16, out_type="featmap", out_indices=(1,),
+            arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64),
+        ),
+        2,
+    ),
+    "mmpretrain SwinV2": (
+        "mmpretrain",
+        dict(
+            type="mmpretrain.SwinTransformerV2", img_size=SIZE, window_size=4, out_indices=(0, 1),
+            arch=dict(embed_dims=16, depths=[2, 2], num_heads=[2, 4], extra_norm_every_n_blocks=0),
+        ),
+        4,
+    ),
+}  # fmt: skip
+
+
+class Model(BaseModel):
+    """A backbone and a linear layer on the mean of its last map."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = MODELS.build(backbone)
+        self.head = nn.LazyLinear(2)
+        self.head_norm = nn.LayerNorm(2)
+        with torch.no_grad():
+            self.forward(torch.zeros(1, 3, SIZE, SIZE))
+
+    def forward(self, inputs, mode="tensor", **_):
+        x = self.backbone(inputs)[-1]
+        y = self.head_norm(self.head(x.mean((-2, -1))))
+        return {"loss": (y - 1).square().mean()} if mode == "loss" else y
+
+
+class Start(Hook):
+    """Keeps the weights that training starts from, after init_weights."""
+
+    def before_train(self, runner):
+        self.state = copy.deepcopy(runner.model.state_dict())
+
+
+class Noise(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return dict(inputs=torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(i)))
+
+
+@pytest.fixture(params=BACKBONES, ids=lambda name: name.replace(" ", "-"))
+def family(request):
+    scope, backbone, count = BACKBONES[request.param]
+    if scope != "mmseg":
+        pytest.importorskip(scope)
+    return scope, copy.deepcopy(backbone), count
+
+
+def build(scope, backbone):
+    __import__(f"{scope}.models")
+    if not DefaultScope.check_instance_created(scope):
+        DefaultScope.get_instance(scope, scope_name=scope)
+    with DefaultScope.overwrite_default_scope(scope):
+        torch.manual_seed(0)
+        return Model(ConfigDict(backbone))
+
+
+def make_runner(model, tmp_path, hook, iters=3, **kwargs):
+    arguments = dict(
+        model=model,
+        work_dir=str(tmp_path),
+        train_dataloader=dict(
+            dataset=Noise(),
+            sampler=dict(type=DefaultSampler, shuffle=False),
+            batch_size=4,
+            collate_fn=dict(type="default_collate"),
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=iters),
+        optim_wrapper=dict(optimizer=dict(type="AdamW", lr=1e-2, weight_decay=0.1)),
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=iters, by_epoch=False)),
+        custom_hooks=[dict(type="APLAHook", **hook)],
+        default_scope="mmengine",
+        experiment_name=f"run_{tmp_path.name}",
+    )
+    return Runner(**{**arguments, **kwargs})
+
+
+def changed_rows(before, after):
+    changed = {}
+    for key, tensor in after.items():
+        different = tensor != before[key]
+        if different.any():
+            changed[key] = different.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
+    return changed
+
+
+def load(model, state):
+    """Keys that do not fit; mmpretrain's SwinV2 misses some of its own."""
+    return model.load_state_dict(state, strict=False)
+
+
+def test_every_family_trains_its_channels_alone_and_saves_a_plain_checkpoint(family, tmp_path):
+    scope, backbone, count = family
+    model = build(scope, backbone)
+    plain = copy.deepcopy(model)
+    projections = find_projections(plain.backbone)
+    assert len(projections) == count
+    runner = make_runner(model, tmp_path, dict(r=3))
+    start = Start()
+    runner.register_hook(start)
+    runner.train()
+
+    saved = torch.load(tmp_path / "iter_3.pth", weights_only=False)["state_dict"]
+    assert [(k, v.shape, v.dtype) for k, v in saved.items()] == [
+        (k, v.shape, v.dtype) for k, v in plain.state_dict().items()
+    ]
+    changed = changed_rows(start.state, saved)
+    expected = {f"backbone.{p.name}.{part}" for p in projections for part in ("weight", "bias")}
+    heads = {key for key in saved if key.startswith("head")}
+    assert set(changed) == expected | heads
+    assert all(len(changed[key]) == 3 for key in expected)
+
+    assert load(plain, saved) == load(copy.deepcopy(plain), plain.state_dict())
+    x = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval()(x), model.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_optimizer_holds_exactly_what_trains_with_the_configs_settings(tmp_path):
+    scope, backbone, _ = BACKBONES["mmseg Swin"]
+    model = build(scope, backbone)
+    runner = make_runner(
+        model,
+        tmp_path,
+        dict(r=3, train_norm=True),
+        optim_wrapper=dict(
+            optimizer=dict(type="AdamW", lr=1e-2, weight_decay=0.1),
+            paramwise_cfg=dict(
+                bias_decay_mult=0.0,
+                norm_decay_mult=0.5,
+                custom_keys={"head": dict(lr_mult=10.0), "w_msa": dict(lr_mult=2.0)},
+            ),
+        ),
+    )
+    runner.train()
+    held = {id(p): group for group in runner.optim_wrapper.optimizer.param_groups for p in group["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {id(p) for p in trained.values()} == set(held)
+    assert sum(len(g["params"]) for g in runner.optim_wrapper.optimizer.param_groups) == len(trained)
+
+    def settings(name):
+        group = held[id(trained[name])]
+        return group["lr"], group["weight_decay"]
+
+    proj = "backbone.stages.0.blocks.0.attn.w_msa.proj.trained"
+    assert settings(f"{proj}.weight") == (pytest.approx(0.02), pytest.approx(0.1))
+    assert settings(f"{proj}.bias") == (pytest.approx(0.02), pytest.approx(0.1))  # mmengine: a custom key comes first
+    assert settings("backbone.stages.0.blocks.0.norm1.weight") == (pytest.approx(0.01), pytest.approx(0.05))
+    assert settings("head.weight") == (pytest.approx(0.1), pytest.approx(0.1))
+
+
+def test_what_else_trains(tmp_path):
+    scope, backbone, _ = BACKBONES["mmseg ViT"]
+    model = build(scope, backbone)
+    runner = make_runner(
+        model, tmp_path, dict(r=3, train_norm=True, train_bias=True, train_pos_embed=True, trainable=["patch_embed.*"])
+    )
+    start = Start()
+    runner.register_hook(start)
+    runner.train()
+    changed = changed_rows(start.state, model.state_dict())
+    names = {key.removeprefix("backbone.") for key in changed if key.startswith("backbone.")}
+    assert {"pos_embed", "patch_embed.projection.weight", "layers.0.ln1.weight", "layers.0.ffn.layers.1.bias"} < names
+    assert "layers.0.ffn.layers.1.weight" not in names
+    assert len(changed["backbone.layers.0.attn.attn.out_proj.bias"]) == 3
+
+
+@pytest.mark.parametrize("frozen_eval", [False, True])
+def test_frozen_parts_in_training(tmp_path, frozen_eval):
+    scope, backbone, _ = BACKBONES["mmseg ViT"]
+    model = build(scope, dict(backbone, drop_rate=0.3, drop_path_rate=0.3))
+    runner = make_runner(model, tmp_path, dict(r=3, frozen_eval=frozen_eval))
+    runner.train()
+    modes = {type(m).__name__: m.training for m in model.backbone.modules()}
+    assert modes["Dropout"] is not frozen_eval
+    assert modes["DropPath"] is True
+    assert model.head.training is True
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        (dict(r=0), "target 'backbone': r=0 does not fit projection 'layers.0.attn.attn.out_proj'"),
+        (dict(r=10**6), "r=1000000 does not fit"),
+        (dict(r="half"), "r='half' does not fit"),
+        (dict(r=3, target="backbones"), "the model has no part 'backbones'; it has .*backbone, head"),
+        (dict(r=3, target="backbone.layer"), "backbone has no part 'layer'"),
+        (dict(r=3, target="head"), "target 'head': no attention was found in torch.nn.modules.linear.Linear"),
+        (dict(r=3, trainable=["neck.*"]), "'neck.*' matches no parameter"),
+    ],
+)
+def test_bad_input(tmp_path, hook, message):
+    scope, backbone, _ = BACKBONES["mmseg ViT"]
+    with pytest.raises(ValueError, match=message):
+        make_runner(build(scope, backbone), tmp_path, hook).train()
+
+
+def test_a_convolutional_backbone_is_refused(tmp_path):
+    model = build(
+        "mmseg", dict(type="ResNetV1c", depth=18, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
+    )
+    with pytest.raises(ValueError, match="target 'backbone': no attention was found in mmseg.*ResNetV1c"):
+        make_runner(model, tmp_path, dict(r=3)).train()
+
+
+def test_testing_needs_no_adapting(tmp_path):
+    scope, backbone, _ = BACKBONES["mmseg ViT"]
+    model = build(scope, backbone)
+    make_runner(model, tmp_path, dict(r=3)).train()
+    fresh = build(scope, backbone)
+    runner = make_runner(
+        fresh,
+        tmp_path / "test",
+        dict(r=3),
+        load_from=str(tmp_path / "iter_3.pth"),
+        test_dataloader=dict(
+            dataset=Noise(),
+            sampler=dict(type=DefaultSampler, shuffle=False),
+            batch_size=4,
+            collate_fn=dict(type="default_collate"),
+        ),
+        test_cfg=dict(),
+        test_evaluator=dict(type="DumpResults", out_file_path=str(tmp_path / "out.pkl")),
+    )
+    runner.call_hook("before_run")
+    runner.load_or_resume()
+    assert not any(isinstance(m, PartialLinear) for m in fresh.modules())
+    x = torch.randn(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.eval()(x), model.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_two_processes_with_a_wrapped_model(tmp_path):
+    script = tmp_path / "ddp.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parent)!r})
+        import os, pathlib, torch
+        import apla_mm
+        import test_apla_hook_adapts as t
+        rank = os.environ["RANK"]
+        torch.distributed.init_process_group("gloo")  # mmengine's own start wants a GPU
+        scope, backbone, _ = t.BACKBONES["mmseg ViT"]
+        model = t.build(scope, backbone)
+        runner = t.make_runner(
+            model, pathlib.Path({str(tmp_path)!r}) / "work", dict(r=3), launcher="pytorch",
+            randomness=dict(seed=0),
+            cfg=dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", device_ids=None)),
+        )
+        assert type(runner.model).__name__ == "MMDistributedDataParallel"
+        runner.train()
+        assert type(runner.model).__name__ == "MMDistributedDataParallel"
+        channels = {{n: m.channels for n, m in model.named_modules() if n.endswith("trained")}}
+        torch.save((model.state_dict(), channels), {str(tmp_path)!r} + f"/rank{{rank}}.pth")
+        """)
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (state, channels), (other, other_channels) = (torch.load(tmp_path / f"rank{r}.pth") for r in (0, 1))
+    assert len(channels) == 3
+    for name in channels:
+        assert torch.equal(channels[name], other_channels[name])
+    scope, backbone, _ = BACKBONES["mmseg ViT"]
+    assert all(torch.equal(state[key], other[key]) for key in state)
+    assert changed_rows(build(scope, backbone).state_dict(), state)
