@@ -1,14 +1,17 @@
 """Checks of a segmentation data set's files, with errors that name the file."""
 
+import inspect
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from os.path import join
 from pathlib import Path
 from typing import Any
 
 import mmcv
 import numpy as np
 from mmengine.fileio import get
+from mmengine.registry import DATASETS
 
 
 class DataError(ValueError):
@@ -16,34 +19,56 @@ class DataError(ValueError):
 
 
 def check_folders(cfg: Mapping[str, Any]) -> None:
-    """Check that the folders and annotation files that a config's data loaders name exist.
+    """Check that the folders and annotation files that a config's data loaders name exist and are not empty.
 
     Args:
         cfg: A whole config.
 
     Raises:
-        DataError: One does not.
+        DataError: One does not exist, or a folder of pictures holds none of the kind that is looked for.
     """
+    cure = "set the data set's place by --cfg-options data_root=FOLDER, or correct data_prefix and ann_file"
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        for key, path in _paths((cfg.get(loader) or {}).get("dataset")):
-            if "://" not in str(path) and not Path(path).exists():
-                raise DataError(
-                    f"{loader}.dataset: {key} '{path}' does not exist (looked in {Path.cwd()}); set the data set's "
-                    "place by --cfg-options data_root=FOLDER, or correct data_prefix and ann_file"
-                )
+        for dataset in _datasets((cfg.get(loader) or {}).get("dataset")):
+            suffix = _suffix(dataset, cfg.get("default_scope"))
+            for key, path in _paths(dataset):
+                place = f"{loader}.dataset: {key} '{path}'"
+                if "://" in path:
+                    continue
+                if not Path(path).exists():
+                    raise DataError(f"{place} does not exist (looked in {Path.cwd()}); {cure}")
+                pictures = key == "data_prefix.img_path" and suffix and not dataset.get("ann_file")
+                if pictures and not any(Path(path).rglob(f"*{suffix}")):
+                    raise DataError(f"{place} is empty: expected files '*{suffix}'; {cure}")
 
 
-def _paths(dataset: Any) -> Iterator[tuple[str, Path]]:
-    if not isinstance(dataset, Mapping):
-        return
-    for inner in [dataset.get("dataset"), *(dataset.get("datasets") or [])]:
-        yield from _paths(inner)
-    root = Path(dataset.get("data_root") or "")
+def _datasets(dataset: Any) -> Iterator[Mapping[str, Any]]:
+    """The data sets inside wrappers."""
+    if isinstance(dataset, Mapping):
+        inner = [dataset.get("dataset"), *(dataset.get("datasets") or [])]
+        if not any(inner):
+            yield dataset
+        for one in inner:
+            yield from _datasets(one)
+
+
+def _paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    root = dataset.get("data_root") or ""
     for key, folder in (dataset.get("data_prefix") or {}).items():
         if folder:
-            yield f"data_prefix.{key}", root / folder
+            yield f"data_prefix.{key}", join(root, folder)
     if dataset.get("ann_file"):
-        yield "ann_file", root / dataset["ann_file"]
+        yield "ann_file", join(root, dataset["ann_file"])
+
+
+def _suffix(dataset: Mapping[str, Any], scope: str | None) -> str | None:
+    """Which files of its folder a data set takes for pictures; None if it does not say."""
+    if "img_suffix" in dataset:
+        return dataset["img_suffix"]
+    name = dataset.get("type")
+    cls = DATASETS.get(f"{scope}.{name}" if scope else name) if isinstance(name, str) else name
+    parameter = None if cls is None else inspect.signature(cls).parameters.get("img_suffix")
+    return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
 
 
 def check_segmentation(infos: Sequence[Mapping[str, Any]], num_classes: int, time_limit: float | None) -> int:

@@ -236,6 +236,16 @@ def test_writing_the_trained_rows_reaches_the_full_weight(through_data):
     assert torch.equal(partial.to_plain().weight[channels], rows)
 
 
+def test_if_both_were_written_the_trained_rows_count_as_a_whole():
+    # as in a mean of parameters, which writes both: here exactly, there one step late
+    _, partial, channels = make_pair()
+    with torch.no_grad():
+        partial.trained.weight[1].add_(1)
+        partial.weight.add_(5)
+    rows = partial.trained.weight.clone()
+    assert torch.equal(partial.state_dict()["weight"][channels], rows)
+
+
 def test_pickle_and_deepcopy():
     _, partial, _ = make_pair()
     with torch.no_grad():

@@ -1,0 +1,168 @@
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apla_mm  # noqa: F401  before timm
+
+# isort: split
+import mmseg.models  # noqa: F401  registers itself
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmseg.datasets import ADE20KDataset
+from torch import nn
+
+SEG = Path(__file__).parents[2] / "configs/seg"
+CONFIGS = sorted(SEG.glob("*.py"))
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def cfg(path: Path) -> Config:
+    return Config.fromfile(path)
+
+
+@pytest.fixture
+def model(cfg: Config) -> Iterator[nn.Module]:
+    cfg.model.backbone.pretrained = False
+    with DefaultScope.overwrite_default_scope("mmseg"), torch.device("meta"):
+        yield revert_sync_batchnorm(MODELS.build(cfg.model))
+
+
+def heads_of(cfg: Config) -> list[Any]:
+    return [cfg.model.decode_head, *cfg.model.auxiliary_head]
+
+
+def test_stock_tools_find_the_package_by_custom_imports(cfg: Config) -> None:
+    assert "apla_mm" in cfg.custom_imports["imports"]
+    assert cfg.custom_imports["allow_failed_imports"] is False
+    assert cfg.default_scope == "mmseg"
+
+
+def test_config_runs_both_hooks(cfg: Config) -> None:
+    assert {hook.type for hook in cfg.custom_hooks} == {"DataCheckHook", "APLAHook"}
+
+
+def test_dumped_config_reads_back_the_same(cfg: Config, tmp_path: Path) -> None:
+    cfg.dump(tmp_path / "dumped.py")
+    assert Config.fromfile(tmp_path / "dumped.py").to_dict() == cfg.to_dict()
+
+
+def test_heads_take_what_the_backbone_gives(cfg: Config, model: Any) -> None:
+    height, width = cfg.model.data_preprocessor.size
+    maps = model.extract_feat(torch.empty(2, 3, height, width, device="meta"))
+    assert len(maps) == len(cfg.model.backbone.out_indices) == 4
+    patch = model.backbone.patch_size[0]
+    for head in (model.decode_head, *model.auxiliary_head):
+        logits = head(maps)
+        assert logits.shape == (2, head.num_classes, height // patch * 16, width // patch * 16)
+    assert sorted(head.in_index for head in heads_of(cfg)) == [0, 1, 2, 3]
+    assert cfg.model.decode_head.in_index == 3 and model.backbone.out_indices[3] == len(model.backbone.vit.blocks) - 1
+
+
+def test_what_trains_is_what_the_config_says(path: Path, cfg: Config, model: Any) -> None:
+    vit = model.backbone.vit
+    trained = {name for name, parameter in vit.named_parameters() if parameter.requires_grad}
+    if "_head_" in path.stem:
+        assert not trained
+    elif "_full_" in path.stem:
+        unused = {"norm.weight", "norm.bias"}  # no map passes it
+        assert {name for name, _ in vit.named_parameters()} - trained == unused
+    else:
+        assert len(model.backbone.report.projections) == len(vit.blocks)
+        assert all(".attn.proj." in name for name in trained) and len(trained) == 2 * len(vit.blocks)
+    assert all(p.requires_grad for head in (model.decode_head, model.auxiliary_head) for p in head.parameters())
+
+
+def test_pretrained_weights_exist_and_pictures_are_normalised_for_them(cfg: Config) -> None:
+    name = cfg.model.backbone.model_name
+    assert timm.is_model_pretrained(name) and cfg.model.backbone.get("pretrained", True) is True
+    weights = timm.get_pretrained_cfg(name)
+    preprocessor = cfg.model.data_preprocessor
+    assert preprocessor.bgr_to_rgb is True
+    assert preprocessor.mean == pytest.approx([255 * value for value in weights.mean])
+    assert preprocessor.std == pytest.approx([255 * value for value in weights.std])
+
+
+def test_one_size_holds_everywhere(cfg: Config, model: Any) -> None:
+    size = tuple(cfg.model.data_preprocessor.size)
+    (crop,) = (t for t in cfg.train_dataloader.dataset.pipeline if t["type"] == "RandomCrop")
+    assert size == tuple(crop["crop_size"]) == tuple(cfg.model.backbone.img_size)
+    assert size == tuple(cfg.model.test_cfg.crop_size) and cfg.model.test_cfg.mode == "slide"
+    assert all(0 < stride <= side for stride, side in zip(cfg.model.test_cfg.stride, size, strict=True))
+    patch = model.backbone.patch_size[0]
+    assert all(side % patch == 0 for side in size)
+    assert cfg.model.data_preprocessor.test_cfg.size_divisor == patch
+    assert "data_preprocessor" in cfg.model and cfg.model.data_preprocessor.seg_pad_val == 255
+
+
+def test_labels_are_loaded_at_their_own_size_for_scoring(cfg: Config) -> None:
+    for loader in LOADERS[1:]:
+        steps = [transform["type"] for transform in cfg[loader].dataset.pipeline]
+        assert steps.index("Resize") < steps.index("LoadAnnotations")
+    assert cfg.val_dataloader.to_dict() == cfg.test_dataloader.to_dict()
+    assert cfg.val_evaluator.to_dict() == cfg.test_evaluator.to_dict()
+
+
+def test_classes_of_data_and_heads_agree(cfg: Config) -> None:
+    counts = set()
+    for loader in LOADERS:
+        dataset = {**cfg[loader].dataset.to_dict(), "pipeline": [], "lazy_init": True, "_scope_": "mmseg"}
+        counts.add(len(DATASETS.build(dataset).metainfo["classes"]))
+    assert counts == {head.num_classes for head in heads_of(cfg)}
+
+
+def test_custom_config_names_its_own_classes_and_the_others_are_ade20k(path: Path, cfg: Config) -> None:
+    if path.stem == "apla_vitb_custom":
+        assert [tuple(cfg[loader].dataset.metainfo.classes) for loader in LOADERS] == [("background", "object")] * 3
+        assert {cfg[loader].dataset.type for loader in LOADERS} == {"BaseSegDataset"}
+    else:
+        assert {cfg[loader].dataset.type for loader in LOADERS} == {"ADE20KDataset"}
+        assert {head.num_classes for head in heads_of(cfg)} == {len(ADE20KDataset.METAINFO["classes"])}
+
+
+def test_name_tells_batch_length_and_size(path: Path, cfg: Config) -> None:
+    told = re.search(r"_(\d+)xb(\d+)-(\d+)k_.*-(\d+)x(\d+)$", path.stem)
+    gpus, batch, thousands, height, width = map(int, told.groups()) if told else (1, 16, 160, 512, 512)
+    assert cfg.train_dataloader.batch_size == batch
+    assert gpus * batch == cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.train_cfg.max_iters == 1000 * thousands == max(part.end for part in cfg.param_scheduler)
+    assert tuple(cfg.model.data_preprocessor.size) == (height, width)
+
+
+def leaves(node: Any, path: str = "") -> dict[str, Any]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if children is None:
+        return {path: node}
+    return {k: v for key, child in children for k, v in leaves(child, f"{path}.{key}".lstrip(".")).items()}
+
+
+@pytest.mark.parametrize(
+    ("twin", "keys"),
+    [
+        (
+            "setr-pup_vit-b16_full_1xb16-160k_ade20k-512x512",
+            {"model.backbone.apla", "model.backbone.apla.r", "model.backbone.apla.seed", "optim_wrapper.optimizer.lr"},
+        ),
+        (
+            "setr-pup_vit-b16_head_1xb16-160k_ade20k-512x512",
+            {
+                *("model.backbone.apla", "model.backbone.apla.r", "model.backbone.apla.seed"),
+                "model.backbone.frozen",
+            },
+        ),
+    ],
+)
+def test_twins_for_comparison_differ_in_what_trains_alone(twin: str, keys: set[str]) -> None:
+    apla, other = (leaves(Config.fromfile(SEG / f"{name}.py").to_dict()) for name in ("apla_vitb_ade", twin))
+    absent = object()
+    assert {key for key in apla.keys() | other.keys() if apla.get(key, absent) != other.get(key, absent)} == keys

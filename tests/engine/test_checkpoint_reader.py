@@ -1,0 +1,206 @@
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, history_buffer
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint, save_checkpoint
+from torch import nn
+
+from apla_mm.engine.checkpoint_reader import load_from_local
+
+
+def assert_same(a: Any, b: Any, path: str = "checkpoint") -> None:
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    elif isinstance(a, np.ndarray):
+        assert a.dtype == b.dtype, path
+        np.testing.assert_array_equal(a, b, path)
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}[{key!r}]")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}[{i}]")
+    elif isinstance(a, HistoryBuffer):
+        assert_same((a.data, a.max_length), (b.data, b.max_length), path)
+    else:
+        assert a == b, path
+
+
+@pytest.fixture
+def trained(tiny_classifier: nn.Module, make_runner: Callable[..., Runner]) -> Runner:
+    runner = make_runner(tiny_classifier, max_iters=3)
+    for i, dtype in enumerate((np.float64, np.float32, np.int64, np.uint8)):
+        runner.message_hub.update_scalar(f"train/{dtype.__name__}", dtype(i + 1))
+    runner.train()
+    return runner
+
+
+def checkpoint_of(runner: Runner) -> Path:
+    return Path(runner.work_dir, "iter_3.pth")
+
+
+def test_checkpoint_of_a_runner_reads_as_a_full_unpickling_does(trained: Runner) -> None:
+    checkpoint = load_from_local(str(checkpoint_of(trained)))
+    assert_same(checkpoint, torch.load(checkpoint_of(trained), weights_only=False))
+    assert_same(checkpoint["optimizer"], trained.optim_wrapper.state_dict())
+    assert_same(dict(checkpoint["state_dict"]), dict(trained.model.state_dict()))
+    assert checkpoint["optimizer"]["state"] and checkpoint["meta"]["iter"] == 3
+
+
+def test_history_buffers_still_compute_after_reading(trained: Runner) -> None:
+    scalars = load_from_local(str(checkpoint_of(trained)))["message_hub"]["log_scalars"]
+    loss, live = scalars["train/loss"], trained.message_hub.log_scalars["train/loss"]
+    assert isinstance(loss, HistoryBuffer) and len(loss.data[0]) == 3
+    for statistic in ("min", "max", "mean", "current"):
+        assert getattr(loss, statistic)() == loss.statistics(statistic) == getattr(live, statistic)()
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint64, np.bool_],
+)
+def test_numpy_values_written_by_save_checkpoint_are_read(tmp_path: Path, dtype: type) -> None:
+    history = HistoryBuffer([dtype(1), dtype(0)], [1, 1])
+    written = dict(scalar=dtype(1), array=np.ones((2, 3), dtype), history=history, more=[1, 2.5, "three", None, True])
+    save_checkpoint(written, str(tmp_path / "c.pth"))
+    assert_same(load_from_local(str(tmp_path / "c.pth")), written)
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_checkpoints_written_beside_either_numpy_are_read(tmp_path: Path, core: str) -> None:
+    here, there = b"numpy._core.multiarray", f"numpy.{core}.multiarray".encode()
+    content = pickle.dumps(dict(scalar=np.float64(0.25), array=np.arange(3.0)), protocol=2)
+    assert content.count(here) == 2
+    magic = [torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {}]
+    parts = [*(pickle.dumps(part, protocol=2) for part in magic), content.replace(here, there), pickle.dumps([], 2)]
+    (tmp_path / "c.pth").write_bytes(b"".join(parts))
+    assert_same(load_from_local(str(tmp_path / "c.pth")), dict(scalar=np.float64(0.25), array=np.arange(3.0)))
+
+
+def test_map_location_moves_the_tensors(tmp_path: Path) -> None:
+    save_checkpoint(dict(weight=torch.ones(2)), str(tmp_path / "c.pth"))
+    assert load_from_local(str(tmp_path / "c.pth"), "meta")["weight"].is_meta
+
+
+class RunsACommand:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"echo > '{self.marker}'",)
+
+
+class OpensAFile(RunsACommand):
+    def __reduce__(self) -> tuple:
+        return open, (str(self.marker), "w")
+
+
+class ReachesForGlobals(RunsACommand):
+    """What pickle allows with a free ``getattr``: it writes into the globals of mmengine's module."""
+
+    def __reduce__(self) -> tuple:
+        return getattr, (HistoryBuffer.__init__, "__globals__"), None, None, iter([("poisoned", True)])
+
+
+class NamesAnotherAttribute(RunsACommand):
+    def __reduce__(self) -> tuple:
+        return getattr, (HistoryBuffer, "register_statistics")
+
+
+class TakesMeanOfAnArray(RunsACommand):
+    """The name of a method that is allowed, of an owner that is not."""
+
+    def __reduce__(self) -> tuple:
+        return getattr, (np.ndarray, "mean")
+
+
+@pytest.fixture
+def no_side_effect(tmp_path: Path) -> Any:
+    yield tmp_path / "marker"
+    poisoned = vars(history_buffer).pop("poisoned", False)
+    assert not poisoned and not (tmp_path / "marker").exists()
+
+
+HARMFUL = [RunsACommand, OpensAFile, ReachesForGlobals, NamesAnotherAttribute, TakesMeanOfAnArray]
+
+
+@pytest.mark.parametrize("harmful", HARMFUL)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_with_other_objects_is_refused_and_does_nothing(
+    tmp_path: Path, no_side_effect: Path, harmful: type[RunsACommand], zipped: bool
+) -> None:
+    content = dict(state_dict=dict(w=torch.ones(2)), extra=harmful(no_side_effect))
+    torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"c\.pth' was not read, being damaged or holding more than tensors"):
+        load_from_local(str(tmp_path / "c.pth"))
+
+
+@pytest.mark.parametrize("harmful", HARMFUL)
+def test_mmengine_reads_no_harmful_file_either(tmp_path: Path, no_side_effect: Path, harmful: type) -> None:
+    torch.save(dict(state_dict={}, extra=harmful(no_side_effect)), tmp_path / "c.pth")
+    with pytest.raises(ValueError, match=r"c\.pth' was not read"):
+        load_checkpoint(nn.Linear(2, 2), str(tmp_path / "c.pth"))
+
+
+def test_mmengine_loads_weights_through_this_reader(tmp_path: Path, trained: Runner) -> None:
+    assert CheckpointLoader._get_checkpoint_loader(str(tmp_path / "c.pth")) is load_from_local
+    model = type(trained.model)(apla=dict(r=8))
+    load_checkpoint(model, str(checkpoint_of(trained)), strict=True)
+    assert_same(dict(model.state_dict()), dict(trained.model.state_dict()))
+
+
+def test_runner_resumes_through_this_reader(trained: Runner, make_runner: Callable[..., Runner]) -> None:
+    model = type(trained.model)(apla=dict(r=8))
+    runner = make_runner(model, max_iters=3, resume=True)
+    runner.train()  # nothing is left to do
+    assert runner.iter == 3
+    assert_same(dict(model.state_dict()), dict(trained.model.state_dict()))
+    assert_same(runner.optim_wrapper.state_dict(), trained.optim_wrapper.state_dict())
+    assert_same(runner.message_hub.log_scalars["train/loss"], trained.message_hub.log_scalars["train/loss"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"hello, world\n",
+        b"epoch,loss\n1,0.5\n",
+        b"<!DOCTYPE html>\n<html><body>404</body></html>\n",
+        b'{"state_dict": {}}\n',
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        b"\x80\x02}q\x00",
+        bytes(range(256)),
+    ],
+)
+def test_file_that_is_no_checkpoint_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"c\.pth' was not read"):
+        load_from_local(str(tmp_path / "c.pth"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_truncated_checkpoint_is_an_error_that_names_it(tmp_path: Path, zipped: bool, share: float) -> None:
+    path = tmp_path / "c.pth"
+    torch.save(dict(state_dict=nn.Linear(50, 50).state_dict()), path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"c\.pth' was not read"):
+        load_from_local(str(path))
+
+
+def test_missing_file_is_an_error_that_names_it_and_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"'lost\.pth': no such file \(looked in {tmp_path}\)"):
+        load_from_local("lost.pth")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_from_local(str(tmp_path))

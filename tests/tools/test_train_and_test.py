@@ -1,0 +1,319 @@
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import apla_mm  # noqa: F401  before timm
+
+# isort: split
+import mmseg
+import numpy as np
+import pytest
+import timm
+import torch
+from filelock import FileLock
+from mmengine.config import Config
+from mmengine.registry import OPTIM_WRAPPERS
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs/seg/apla_vitb_custom.py"
+TRAIN, TEST = ROOT / "tools/train.py", ROOT / "tools/test.py"
+STOCK_TRAIN = Path(mmseg.__file__).parent / ".mim/tools/train.py"
+
+VIT = dict(depth=4, embed_dim=32, num_heads=2)
+OPTIONS = [
+    "classes=dark,bright",
+    "crop_size=64",
+    "model.backbone.model_name=vit_tiny_patch16_224",
+    "model.backbone.pretrained=False",
+    "model.backbone.out_indices=0,1,2,3",
+    "model.backbone.apla.r=8",
+    *(f"model.backbone.model_kwargs.{key}={value}" for key, value in VIT.items()),
+    *(f"model.{head}.in_channels=32" for head in ("decode_head", *(f"auxiliary_head.{i}" for i in range(3)))),
+    *(f"model.{head}.channels=16" for head in ("decode_head", *(f"auxiliary_head.{i}" for i in range(3)))),
+    "train_dataloader.batch_size=2",
+    *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")),
+    *(f"{split}_dataloader.persistent_workers=False" for split in ("train", "val", "test")),
+    "optim_wrapper.optimizer.lr=1e-3",
+    "param_scheduler.0.start_factor=0.5",
+    "param_scheduler.0.end=1",
+    "param_scheduler.1.begin=1",
+    "param_scheduler.1.end=8",
+    "train_cfg.max_iters=4",
+    "train_cfg.val_interval=4",
+    "default_hooks.checkpoint.interval=2",
+    "default_hooks.logger.interval=1",
+    "randomness.seed=0",
+]
+
+
+def run(tool: Path, *arguments: object, options: list[str], fails: bool = False) -> str:
+    """Runs one of the tools with the small model; gives all it wrote."""
+    command = [sys.executable, tool, *arguments, "--cfg-options", *OPTIONS, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(part) for part in command], env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    output = done.stdout + done.stderr
+    assert bool(done.returncode) == fails, output[-5000:]
+    return output
+
+
+def miou(output: str) -> float:
+    (value,) = re.findall(r"Iter\((?:val|test)\) \[4/4\].* mIoU: ([\d.]+)", output)
+    return float(value)
+
+
+def losses(work_dir: Path) -> list[float]:
+    (log,) = work_dir.glob("*/vis_data/scalars.json")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def vit_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(checkpoint, weights_only=False)["state_dict"]  # written by this test
+    prefix = "backbone.vit."
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+def write_data_set(root: Path) -> Path:
+    """Parts of two photos, with the bright pixels as one class and the first two rows ignored."""
+    china, flower = load_sample_images().images
+    boxes = [(0, 0, 420, 420), (200, 0, 620, 420), (100, 0, 420, 320), (220, 100, 540, 420)]
+    for split, photos in (("training", (china, flower)), ("validation", (china[:, ::-1],))):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for i, photo in enumerate(photos):
+            for j, box in enumerate(boxes):
+                part = Image.fromarray(photo).crop(box).resize((72, 64))
+                labels = (np.asarray(part).mean(-1) > 110).astype(np.uint8)
+                assert 0.1 < labels.mean() < 0.9
+                labels[:2] = 255
+                part.save(root / "images" / split / f"{i}_{j}.jpg", quality=95)
+                Image.fromarray(labels).save(root / "annotations" / split / f"{i}_{j}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data set `data` and one training run `trained`, made once for all of pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "train_and_test"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "trained/output.txt").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            data = f"data_root={write_data_set(folder / 'data')}"
+            output = run(TRAIN, CONFIG, "--work-dir", folder / "trained", options=[data])
+            (folder / "trained/output.txt").write_text(output)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(shared: Path) -> str:
+    return f"data_root={shared / 'data'}"
+
+
+@pytest.fixture(scope="session")
+def trained(shared: Path) -> Path:
+    return shared / "trained"
+
+
+@pytest.fixture
+def copy_of_trained(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "work"))
+
+
+def test_training_checks_the_data_proves_the_first_step_and_scores(trained: Path) -> None:
+    output = (trained / "output.txt").read_text()
+    assert "train_dataloader: 8 of 8 samples read and found in order" in output
+    assert re.search(r"first step: (\d+) of \1 trained tensors changed, 0 of \d+ frozen ones", output)
+    assert re.findall(r"Iter\(train\) \[(\d)/4\]", output) == ["1", "2", "3", "4"]
+    assert 0 < miou(output) < 100
+    assert {path.name for path in trained.glob("*.pth")} == {"iter_2.pth", "iter_4.pth", "best_mIoU_iter_4.pth"}
+
+
+def test_trained_backbone_loads_into_the_plain_timm_model(trained: Path) -> None:
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(64, 64), dynamic_img_size=True, **VIT)
+    plain.load_state_dict(vit_of(trained / "iter_4.pth"), strict=True)
+
+
+def test_only_the_chosen_channels_of_the_backbone_differ_between_checkpoints(trained: Path) -> None:
+    before, after = vit_of(trained / "iter_2.pth"), vit_of(trained / "iter_4.pth")
+    moved = {key: (before[key] != after[key]).reshape(len(before[key]), -1).any(1).sum().item() for key in before}
+    assert {key: rows for key, rows in moved.items() if rows} == {
+        f"blocks.{i}.attn.proj.{kind}": 8 for i in range(4) for kind in ("weight", "bias")
+    }
+
+
+def test_config_written_beside_the_checkpoints_is_the_one_that_was_run(trained: Path, data: str) -> None:
+    cfg = Config.fromfile(trained / "apla_vitb_custom.py")
+    assert cfg.train_dataloader.dataset.data_root == data.removeprefix("data_root=")
+    assert tuple(cfg.val_dataloader.dataset.metainfo.classes) == ("dark", "bright")
+
+
+def test_test_gives_validations_score_and_writes_predictions_and_drawings(
+    trained: Path, data: str, tmp_path: Path
+) -> None:
+    out, drawn = tmp_path / "out", tmp_path / "drawn"
+    arguments = (CONFIG, trained / "iter_4.pth", "--work-dir", tmp_path / "work", "--out", out, "--show-dir", drawn)
+    output = run(TEST, *arguments, options=[data])
+    assert miou(output) == miou((trained / "output.txt").read_text())
+    predictions = {path.name: np.asarray(Image.open(path)) for path in out.glob("*.png")}
+    assert set(predictions) == {f"0_{j}.png" for j in range(4)}
+    assert all(p.shape == (64, 72) and set(np.unique(p)) <= {0, 1} for p in predictions.values())
+    truth = {
+        name: np.asarray(Image.open(trained.parent / "data/annotations/validation" / name)) for name in predictions
+    }
+    ious = [
+        sum(((predictions[n] == c) & (truth[n] == c)).sum() for n in truth)
+        / sum((((predictions[n] == c) | (truth[n] == c)) & (truth[n] != 255)).sum() for n in truth)
+        for c in (0, 1)
+    ]
+    assert 100 * np.mean(ious) == pytest.approx(miou(output), abs=0.01)
+    drawings = list(drawn.rglob("*.png"))
+    assert len(drawings) == 4 and all(Image.open(path).size[1] == 64 for path in drawings)
+
+
+def test_tta_scores_with_all_its_scales_and_flips(trained: Path, data: str, tmp_path: Path) -> None:
+    arguments = (CONFIG, trained / "iter_4.pth", "--work-dir", tmp_path, "--tta")
+    output = run(TEST, *arguments, options=[data])
+    assert 0 < miou(output) < 100
+    (log,) = tmp_path.glob("*/*.json")
+    assert json.loads(log.read_text())["mIoU"] == pytest.approx(miou(output), abs=1e-4)
+    (config,) = tmp_path.glob("*/vis_data/config.py")
+    written = Config.fromfile(config)
+    assert (written.model.type, written.model.module.type) == ("SegTTAModel", "EncoderDecoder")
+    scales, flips = written.test_dataloader.dataset.pipeline[1].transforms[:2]
+    assert len(scales) == 6 and len(flips) == 2
+
+
+def test_resume_goes_on_from_the_latest_checkpoint(copy_of_trained: Path, data: str) -> None:
+    longer = [data, "train_cfg.max_iters=6", "train_cfg.val_interval=6"]
+    output = run(TRAIN, CONFIG, "--work-dir", copy_of_trained, "--resume", options=longer)
+    assert re.findall(r"Iter\(train\) \[(\d)/6\]", output) == ["5", "6"]
+    before, after = (torch.load(copy_of_trained / f"iter_{i}.pth", weights_only=False) for i in (4, 6))
+    assert after["meta"]["iter"] == 6
+    assert {s["step"].item() for s in before["optimizer"]["state"].values()} == {4}
+    assert {s["step"].item() for s in after["optimizer"]["state"].values()} == {6}
+    frozen = "backbone.vit.blocks.0.mlp.fc1.weight"
+    assert torch.equal(before["state_dict"][frozen], after["state_dict"][frozen])
+
+
+def test_resume_with_a_path_goes_on_from_there(trained: Path, data: str, tmp_path: Path) -> None:
+    output = run(TRAIN, CONFIG, "--work-dir", tmp_path, "--resume", trained / "iter_2.pth", options=[data])
+    assert re.findall(r"Iter\(train\) \[(\d)/4\]", output) == ["3", "4"]
+    assert re.search(r"first step: (\d+) of \1 trained tensors changed, 0 of \d+ frozen ones", output)
+    assert torch.load(tmp_path / "iter_4.pth", weights_only=False)["meta"]["iter"] == 4
+
+
+def test_amp_trains_with_float32_weights_and_nearly_the_same_losses(trained: Path, data: str, tmp_path: Path) -> None:
+    output = run(TRAIN, CONFIG, "--work-dir", tmp_path, "--amp", options=[data])
+    assert re.search(r"first step: \d+ of \d+ trained tensors changed, 0 of \d+ frozen ones", output)
+    assert {tensor.dtype for tensor in vit_of(tmp_path / "iter_4.pth").values()} == {torch.float32}
+    without, with_amp = (losses(work_dir) for work_dir in (trained, tmp_path))
+    assert with_amp != without
+    assert with_amp[0] == pytest.approx(without[0], rel=0.03)
+
+
+def test_stock_tools_of_mmseg_train_the_same_config(data: str, trained: Path, tmp_path: Path) -> None:
+    assert f"{ROOT}" not in str(STOCK_TRAIN.relative_to(Path(mmseg.__file__).parent))
+    # they know nothing of the shared options; 0, 1 are named background, object there
+    options = [f"{split}_dataloader.dataset.{data}" for split in ("train", "val", "test")]
+    options += [
+        *("model.data_preprocessor.size=(64,64)", "model.backbone.img_size=(64,64)"),
+        *("model.test_cfg.crop_size=(64,64)", "model.test_cfg.stride=(42,42)"),
+        "train_dataloader.dataset.pipeline.3.crop_size=(64,64)",
+        *(f"{split}_dataloader.dataset.pipeline.{i}.scale=(256,64)" for split, i in (("train", 2), ("val", 1))),
+    ]
+    output = run(STOCK_TRAIN, CONFIG, "--work-dir", tmp_path, options=options)
+    assert re.findall(r"Iter\(train\) \[(\d)/4\]", output) == ["1", "2", "3", "4"]
+    assert re.search(r"first step: (\d+) of \1 trained tensors changed", output)
+    assert {key: tensor.shape for key, tensor in vit_of(tmp_path / "iter_4.pth").items()} == {
+        key: tensor.shape for key, tensor in vit_of(trained / "iter_4.pth").items()
+    }
+
+
+def test_wrong_data_root_fails_at_once_and_names_the_folder(tmp_path: Path) -> None:
+    start = time.monotonic()
+    options = [f"data_root={tmp_path}/nowhere"]
+    output = run(TRAIN, CONFIG, "--work-dir", tmp_path / "work", options=options, fails=True)
+    assert time.monotonic() - start < 60
+    last = output.strip().splitlines()[-1]
+    assert f"'{tmp_path}/nowhere/images/training' does not exist" in last and "data_root=FOLDER" in last
+    assert not (tmp_path / "work").exists()
+
+
+class RunsACommand:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"echo > '{self.marker}'",)
+
+
+def test_harmful_checkpoint_is_refused_and_runs_nothing(trained: Path, data: str, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained / "iter_4.pth", weights_only=False)
+    torch.save({**checkpoint, "extra": RunsACommand(tmp_path / "marker")}, tmp_path / "harmful.pth")
+    output = run(TEST, CONFIG, tmp_path / "harmful.pth", "--work-dir", tmp_path / "work", options=[data], fails=True)
+    assert f"ValueError: checkpoint '{tmp_path}/harmful.pth' was not read" in output
+    assert not (tmp_path / "marker").exists() and "Iter(test)" not in output
+
+
+def load_tool(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"tools_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        dict(type="OptimWrapper", clip_grad=dict(max_norm=1.0), accumulative_counts=2),
+        dict(type="AmpOptimWrapper"),
+        dict(type="AmpOptimWrapper", dtype="bfloat16"),
+        dict(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the dtype depends on the device there")
+def test_amp_makes_a_wrapper_that_computes_in_bfloat16_of_what_the_config_says(wrapper: dict) -> None:
+    cfg = Config(dict(optim_wrapper=wrapper))
+    load_tool(TRAIN).enable_amp(cfg)
+    model = torch.nn.Linear(2, 2)
+    built = OPTIM_WRAPPERS.build({**cfg.optim_wrapper, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)})
+    with built.optim_context(model):
+        assert model(torch.ones(1, 2)).dtype == torch.bfloat16
+    assert built.clip_grad_kwargs == wrapper.get("clip_grad")
+    assert built._accumulative_counts == wrapper.get("accumulative_counts", 1)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        (TRAIN, ["--amp"], "--amp needs an optim_wrapper of type OptimWrapper, and the config's is ApexOptimWrapper"),
+        (TRAIN, ["--auto-scale-lr"], r"--auto-scale-lr needs auto_scale_lr=dict\(base_batch_size"),
+        (TEST, ["c.pth", "--tta"], "--tta needs tta_model and tta_pipeline"),
+        (TEST, ["c.pth", "--show-dir", "d"], r"--show-dir need default_hooks\.visualization"),
+        (TRAIN, ["--cfg-options", "max_iters=0"], "max_iters=0 must be"),
+        (TRAIN, ["--cfg-options", "classes=1,2"], "must be names"),
+    ],
+)
+def test_flag_that_the_config_cannot_serve_is_an_error(
+    tool: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare.py"
+    bare.write_text('optim_wrapper = dict(type="ApexOptimWrapper")\ndefault_hooks = dict()\ntrain_cfg = dict()\n')
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # the tools set both: put them back afterwards
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(sys, "argv", [str(tool), str(bare), *arguments])
+    with pytest.raises((SystemExit, ValueError), match=message):
+        load_tool(tool).main()
