@@ -145,8 +145,9 @@ class PartialLinear(StandIn, nn.Linear):
                 "adapt with r='full' to train all of it, or merge the model first"
             )
         self.sync()
-        if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # here, so that the copy kept for backward is this one
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype == torch.float32:
+            x = x.to(torch.get_autocast_dtype(device))  # here, so that the copy kept for backward is this one
         trained = self.trained
         return _PartialLinearFunction.apply(x, self.weight, self.bias, trained.weight, trained.bias, trained.channels)
 

@@ -1,0 +1,53 @@
+"""Makes the demo's data set in ADE20K's layout: ``{images,annotations}/{training,validation}/*.png``.
+
+Label maps hold 0 for background and ``d + 1`` for the strokes of digit ``d``: background is a class of its own, so
+``reduce_zero_label`` stays False.
+"""
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scenes import digit_pools, make_scene
+
+# Scenes of each split by the pool of their digits. Sorted by name, the 'tune' scenes are the last of the training ones.
+SPLITS = {"training": {"train": 400, "tune": 80}, "validation": {"val": 120}}
+
+
+def make_dataset(root: Path, seed: int = 0) -> None:
+    """Writes all scenes, the same ones for the same seed.
+
+    Args:
+        root: folder of the data set, created where missing.
+        seed: of the scenes and of the digits' division into pools.
+    """
+    pools = digit_pools(seed)
+    for split_id, (split, counts) in enumerate(SPLITS.items()):
+        images, annotations = root / "images" / split, root / "annotations" / split
+        images.mkdir(parents=True, exist_ok=True)
+        annotations.mkdir(parents=True, exist_ok=True)
+        for pool_id, (pool, count) in enumerate(counts.items()):
+            for i in range(count):
+                # one generator per scene: more scenes leave the others as they are
+                image, mask, _ = make_scene(np.random.default_rng([seed, split_id, pool_id, i]), pools[pool])
+                name = f"{pool}_{i:04d}.png"
+                _write(images / name, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+                _write(annotations / name, mask)
+
+
+def _write(path: Path, picture: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), picture):
+        raise OSError(f"'{path}' could not be written")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, nargs="?", default=Path("data/digits"), help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    make_dataset(args.root, args.seed)
+
+
+if __name__ == "__main__":
+    main()
