@@ -30,6 +30,8 @@ def enable_amp(cfg: Config) -> None:
         raise SystemExit(f"--amp needs an optim_wrapper of type OptimWrapper, and the config's is {wrapper.type}")
     if not torch.cuda.is_available():
         wrapper.type = "BFloat16OptimWrapper"
+        for key in ("dtype", "loss_scale"):
+            wrapper.pop(key, None)
         return
     wrapper.type = "AmpOptimWrapper"
     wrapper.setdefault("dtype", "bfloat16" if torch.cuda.is_bf16_supported() else "float16")

@@ -55,7 +55,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except Exception as error:  # a damaged pickle fails in any way
         reason = next((line for line in str(error).splitlines() if "Unsupported" in line or "attribute" in line), error)
         raise ValueError(
             f"checkpoint '{path}' was not read, being damaged or holding more than tensors and plain values: {reason}. "

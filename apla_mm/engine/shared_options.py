@@ -1,6 +1,5 @@
 """Options that a config states in several places, set in all of them at once."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,6 +29,8 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
         ValueError: An option's value is of the wrong kind.
     """
     if "data_root" in options:
+        if not isinstance(options["data_root"], str):
+            raise ValueError(f"data_root={options['data_root']!r} must be a folder")
         for dataset in _datasets(cfg):
             dataset["data_root"] = options["data_root"]
     if "classes" in options:
@@ -42,7 +43,8 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 def _set_classes(cfg: Config, classes: Any) -> None:
     classes = [classes] if isinstance(classes, str) else classes
-    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+    names = isinstance(classes, list | tuple) and all(isinstance(name, str) and name for name in classes)
+    if not names or not classes:
         raise ValueError(f"classes={classes!r} must be names, as in --cfg-options classes=background,cat,dog")
     if len(set(classes)) != len(classes):
         raise ValueError(f"classes={classes} holds a name twice")
@@ -54,9 +56,11 @@ def _set_classes(cfg: Config, classes: Any) -> None:
 
 
 def _set_crop_size(cfg: Config, crop_size: Any) -> None:
-    size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+    pair = isinstance(size, list | tuple) and len(size) == 2
+    if not pair or not all(type(side) is int and side > 0 for side in size):
         raise ValueError(f"crop_size={crop_size!r} must be an int or (height, width) in pixels")
+    size = tuple(size)
     for part in _dicts(cfg.model):
         if part.get("type") == "SegDataPreProcessor":
             part["size"] = size
@@ -77,10 +81,10 @@ def _set_max_iters(cfg: Config, max_iters: Any) -> None:
         raise ValueError(
             f"max_iters={max_iters!r} must be an int of at least 1, for a config that trains by iterations"
         )
-    ratio = max_iters / cfg.train_cfg.max_iters
+    before = cfg.train_cfg.max_iters
 
     def scale(part: dict[str, Any], key: str, least: int) -> None:
-        part[key] = max(least, math.ceil(part[key] * ratio))
+        part[key] = max(least, -(-part[key] * max_iters // before))
 
     cfg.train_cfg.max_iters = max_iters
     for scheduler in cfg.param_scheduler:
