@@ -32,7 +32,7 @@ def _safe_globals() -> list[Any]:
 
 
 @CheckpointLoader.register_scheme(prefixes="", force=True)
-def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+def load_from_local(filename: str | Path, map_location: Any = None) -> dict[str, Any]:
     """Read a checkpoint from a local file, for mmengine's ``load_checkpoint``, ``load_from`` and ``resume``.
 
     mmengine 0.10.7 cannot read its own checkpoints with ``weights_only=True``, and onedl-mmengine falls back to an

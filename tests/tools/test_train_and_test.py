@@ -22,6 +22,8 @@ from mmengine.registry import OPTIM_WRAPPERS
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from apla_mm.engine.checkpoint_reader import load_from_local
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/seg/apla_vitb_custom.py"
 TRAIN, TEST = ROOT / "tools/train.py", ROOT / "tools/test.py"
@@ -78,7 +80,7 @@ def losses(work_dir: Path) -> list[float]:
 
 
 def vit_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(checkpoint, weights_only=False)["state_dict"]  # written by this test
+    state = load_from_local(checkpoint)["state_dict"]
     prefix = "backbone.vit."
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
 
@@ -198,7 +200,7 @@ def test_resume_goes_on_from_the_latest_checkpoint(copy_of_trained: Path, data: 
     longer = [data, "train_cfg.max_iters=6", "train_cfg.val_interval=6"]
     output = run(TRAIN, CONFIG, "--work-dir", copy_of_trained, "--resume", options=longer)
     assert re.findall(r"Iter\(train\) \[(\d)/6\]", output) == ["5", "6"]
-    before, after = (torch.load(copy_of_trained / f"iter_{i}.pth", weights_only=False) for i in (4, 6))
+    before, after = (load_from_local(copy_of_trained / f"iter_{i}.pth") for i in (4, 6))
     assert after["meta"]["iter"] == 6
     assert {s["step"].item() for s in before["optimizer"]["state"].values()} == {4}
     assert {s["step"].item() for s in after["optimizer"]["state"].values()} == {6}
@@ -210,7 +212,7 @@ def test_resume_with_a_path_goes_on_from_there(trained: Path, data: str, tmp_pat
     output = run(TRAIN, CONFIG, "--work-dir", tmp_path, "--resume", trained / "iter_2.pth", options=[data])
     assert re.findall(r"Iter\(train\) \[(\d)/4\]", output) == ["3", "4"]
     assert re.search(r"first step: (\d+) of \1 trained tensors changed, 0 of \d+ frozen ones", output)
-    assert torch.load(tmp_path / "iter_4.pth", weights_only=False)["meta"]["iter"] == 4
+    assert load_from_local(tmp_path / "iter_4.pth")["meta"]["iter"] == 4
 
 
 def test_amp_trains_with_float32_weights_and_nearly_the_same_losses(trained: Path, data: str, tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ class RunsACommand:
 
 
 def test_harmful_checkpoint_is_refused_and_runs_nothing(trained: Path, data: str, tmp_path: Path) -> None:
-    checkpoint = torch.load(trained / "iter_4.pth", weights_only=False)
+    checkpoint = load_from_local(trained / "iter_4.pth")
     torch.save({**checkpoint, "extra": RunsACommand(tmp_path / "marker")}, tmp_path / "harmful.pth")
     output = run(TEST, CONFIG, tmp_path / "harmful.pth", "--work-dir", tmp_path / "work", options=[data], fails=True)
     assert f"ValueError: checkpoint '{tmp_path}/harmful.pth' was not read" in output

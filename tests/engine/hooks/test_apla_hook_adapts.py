@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from apla_mm.engine.checkpoint_reader import load_from_local
 from apla_mm.method import PartialLinear, find_projections
 
 SIZE = 64
@@ -217,7 +218,7 @@ def test_every_family_trains_its_channels_alone_and_saves_a_plain_checkpoint(fam
     runner.register_hook(start)
     runner.train()
 
-    saved = torch.load(tmp_path / "iter_3.pth", weights_only=False)["state_dict"]
+    saved = load_from_local(str(tmp_path / "iter_3.pth"))["state_dict"]
     assert [(k, v.shape, v.dtype) for k, v in saved.items()] == [
         (k, v.shape, v.dtype) for k, v in plain.state_dict().items()
     ]
