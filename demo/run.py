@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument(
         "--lr-search",
         action="store_true",
-        help="only compare learning rates, on training scenes held out for that: how those in the configs were chosen",
+        help="only compare learning rates, on training scenes held out for that",
     )
     args = parser.parse_args()
     if args.steps < 50:
