@@ -2,7 +2,7 @@
 
 Each picture is four small scenes side by side with one digit each, of the ``pretrain`` pool. From the mean of a
 quarter's tokens the model tells the class of its digit, and its 8 x 8 pixels as they were before it was enlarged,
-turned and set into the scene: more to learn from than the class alone. Where the digit lies it is never told.
+turned and set into the scene. Where the digit lies it is never told.
 
 ``demo/vit_digits.safetensors`` was made by::
 
