@@ -1,11 +1,9 @@
 """Reading pretrained weights, pickles as untrusted."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,8 +35,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"pretrained='{path}' cannot be read: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file fails in any way
+        raise ValueError(
+            f"pretrained='{path}' cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error
     tensors = _unwrap(state)
     if not tensors:
         raise ValueError(f"pretrained='{path}' holds no state dict")

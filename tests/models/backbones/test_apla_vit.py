@@ -265,6 +265,12 @@ def test_missing_and_unreadable_files(tmp_path):
         (tmp_path / name).write_text("not weights")
         with pytest.raises(ValueError, match=f"{name}' cannot be read"):
             make(pretrained=tmp_path / name).init_weights()
+    torch.save({"w": torch.ones(10000)}, tmp_path / "whole.pth")
+    content = (tmp_path / "whole.pth").read_bytes()
+    for share in (0.0, 0.5, 0.99):
+        (tmp_path / "cut.pth").write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ValueError, match="cut.pth' cannot be read"):
+            make(pretrained=tmp_path / "cut.pth").init_weights()
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     with pytest.raises(ValueError, match="holds no state dict"):
         make(pretrained=tmp_path / "empty.pth").init_weights()
