@@ -50,6 +50,7 @@ def checkpoint_of(runner: Runner) -> Path:
 
 def test_checkpoint_of_a_runner_reads_as_a_full_unpickling_does(trained: Runner) -> None:
     checkpoint = load_from_local(str(checkpoint_of(trained)))
+    # the independent reference; this test wrote the file itself
     assert_same(checkpoint, torch.load(checkpoint_of(trained), weights_only=False))
     assert_same(checkpoint["optimizer"], trained.optim_wrapper.state_dict())
     assert_same(dict(checkpoint["state_dict"]), dict(trained.model.state_dict()))
