@@ -1,4 +1,4 @@
-_base_ = ["../_base_/default_runtime.py"]
+_base_ = ["../_base_/seg_runtime.py"]
 
 crop_size = (96, 96)
 data_root = "data/digits/"

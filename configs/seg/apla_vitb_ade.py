@@ -3,7 +3,7 @@ _base_ = [
     "../_base_/models/setr_pup_vit-b16.py",
     "../_base_/datasets/ade20k_512x512.py",
     "../_base_/schedules/adamw_160k.py",
-    "../_base_/default_runtime.py",
+    "../_base_/seg_runtime.py",
 ]
 model = dict(backbone=dict(apla=dict(r=64, seed=0)))
 train_dataloader = dict(batch_size=16)
