@@ -1,14 +1,17 @@
 """Puts the package's parts into mmengine's root registries, where every OpenMMLab scope finds them."""
 
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from timm.layers import LayerNorm2d
 
 from .engine import checkpoint_reader  # noqa: F401  registers itself
 from .engine.hooks import APLAHook, DataCheckHook
 from .engine.optim_wrapper import BFloat16OptimWrapper
 from .engine.optim_wrapper_constructor import TrainableOptimWrapperConstructor
-from .models import APLAViT
+from .models import APLAViT, SimpleFeaturePyramid
 
 MODELS.register_module(module=APLAViT)
+MODELS.register_module(module=SimpleFeaturePyramid)
+MODELS.register_module(name="LN2d", module=LayerNorm2d)  # for norm_cfg, under the name that mmpretrain gives its own
 HOOKS.register_module(module=APLAHook)
 HOOKS.register_module(module=DataCheckHook)
 OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=TrainableOptimWrapperConstructor)

@@ -28,15 +28,16 @@ def enable_amp(cfg: Config) -> None:
     wrapper = cfg.optim_wrapper
     if wrapper.type not in ("OptimWrapper", "AmpOptimWrapper"):
         raise SystemExit(f"--amp needs an optim_wrapper of type OptimWrapper, and the config's is {wrapper.type}")
-    if not torch.cuda.is_available():
-        wrapper.type = "BFloat16OptimWrapper"
-        for key in ("dtype", "loss_scale"):
-            wrapper.pop(key, None)
-        return
-    wrapper.type = "AmpOptimWrapper"
-    wrapper.setdefault("dtype", "bfloat16" if torch.cuda.is_bf16_supported() else "float16")
-    if wrapper.dtype == "float16":
+    cuda = torch.cuda.is_available()
+    if cuda and (wrapper.get("dtype") == "float16" or not torch.cuda.is_bf16_supported()):
+        wrapper.type, wrapper.dtype = "AmpOptimWrapper", "float16"
         wrapper.setdefault("loss_scale", "dynamic")
+        return
+    wrapper.type = "BFloat16OptimWrapper"
+    for key in ("dtype", "loss_scale"):
+        wrapper.pop(key, None)
+    if cfg.get("default_scope") == "mmdet":
+        wrapper.parts = ["backbone", "neck"]
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    build_runner(cfg).train()
+    build_runner(cfg, ("train_dataloader", "val_dataloader")).train()
 
 
 if __name__ == "__main__":

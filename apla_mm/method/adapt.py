@@ -46,11 +46,10 @@ class Report:
 
     def __str__(self) -> str:
         r = sorted({len(p.channels) for p in self.projections})
-        channels = str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}"
-        return (
-            f"APLA: {channels} channels train in each of {len(self.projections)} projections; "
-            f"{self.trained:,} of {self.total:,} parameters train ({self.trained / self.total:.2%})"
-        )
+        channels = "no" if not r else str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}"
+        where = f"in each of {len(self.projections)} projections" if r else "in any projection"
+        share = f"{self.trained:,} of {self.total:,} parameters train ({self.trained / self.total:.2%})"
+        return f"APLA: {channels} channels train {where}; {share}"
 
 
 def adapt(
@@ -73,8 +72,8 @@ def adapt(
             default.
         seed: Draws the channels, together with each projection's name.
         channels: The channels of each projection by name instead, or a JSON file of them.
-        blocks: Which attentions are adapted: ``'all'``, the last k (an int), or a list of positions in the model's
-            order.
+        blocks: Which attentions are adapted: ``'all'``, the last k (an int), a list of positions in the model's order,
+            or ``'none'``, for a model of which only ``trainable`` trains.
         trainable: Shell-style patterns of names of further parameters that train, such as ``'head.*'``. Of a
             projection the chosen channels train and no others, whatever matches it.
 
@@ -152,6 +151,8 @@ def _choose_blocks(projections: list[Projection], blocks: str | int | Sequence[i
     count = len(projections)
     if blocks == "all":
         return projections
+    if blocks == "none":
+        return []
     if isinstance(blocks, int) and not isinstance(blocks, bool) and 1 <= blocks <= count:
         return projections[-blocks:]
     if isinstance(blocks, Sequence) and not isinstance(blocks, str):
@@ -159,8 +160,8 @@ def _choose_blocks(projections: list[Projection], blocks: str | int | Sequence[i
         if chosen and len(set(chosen)) == len(chosen) and all(type(b) is int and 0 <= b < count for b in chosen):
             return [projections[b] for b in sorted(chosen)]
     raise ValueError(
-        f"blocks={blocks!r} does not fit a model with {count} attentions: use 'all', the last k (1 to {count}), "
-        f"or a list of distinct positions from 0 to {count - 1}"
+        f"blocks={blocks!r} does not fit a model with {count} attentions: use 'all', 'none', the last k "
+        f"(1 to {count}), or a list of distinct positions from 0 to {count - 1}"
     )
 
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
@@ -21,3 +22,42 @@ def test_bfloat16_on_the_cpu_steps_like_autocast():
     y.float().square().mean().backward()
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q - 0.1 * q.grad)
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        maps = self.backbone(x)
+        return maps, self.head(maps)
+
+
+def test_parts_alone_compute_in_bfloat16_and_give_float32():
+    model = Detector()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = OPTIM_WRAPPERS.build(
+        dict(type="BFloat16OptimWrapper", optimizer=optimizer, parts=["backbone", "neck"], accumulative_counts=2)
+    )
+    x = torch.randn(3, 4)
+    with wrapper.optim_context(model):
+        maps, scores = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model.backbone(x)
+    assert maps.dtype == scores.dtype == torch.float32
+    assert torch.equal(maps, expected.float())
+    assert torch.equal(scores, model.head(maps))
+    wrapper.update_params(scores.square().mean())
+    assert model.backbone.weight.grad is not None and wrapper._accumulative_counts == 2
+    assert torch.equal(model(x)[0], model.backbone(x)) and not torch.equal(model(x)[0], maps)
+
+
+def test_error_inside_leaves_the_model_as_it_was():
+    model = Detector()
+    wrapper = OPTIM_WRAPPERS.build(
+        dict(type="BFloat16OptimWrapper", optimizer=torch.optim.SGD(model.parameters(), lr=0.1), parts=["backbone"])
+    )
+    with pytest.raises(RuntimeError), wrapper.optim_context(model):
+        model(torch.randn(3, 5))
+    assert model.backbone(torch.randn(3, 4)).dtype == torch.float32 and "forward" not in vars(model.backbone)

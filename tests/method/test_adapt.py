@@ -373,3 +373,12 @@ def test_compiled_model_trains_alike(make_vit):
     train(torch.compile(model, fullgraph=True))
     for key, tensor in eager.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], tensor, rtol=1e-4, atol=1e-4)
+
+
+def test_no_blocks_leave_only_what_is_named_to_train(make_vit):
+    model = make_vit()
+    report = adapt(model, blocks="none", trainable=["head.*"])
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    assert report.projections == () and not any(isinstance(m, PartialLinear) for m in model.modules())
+    assert report.trained == sum(p.numel() for p in model.head.parameters())
+    assert str(report).startswith("APLA: no channels train in any projection; ")

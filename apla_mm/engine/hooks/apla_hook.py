@@ -25,8 +25,9 @@ class APLAHook(Hook):
         custom_hooks = [dict(type='APLAHook', r=64)]
 
     Checkpoints stay plain: testing and inference need neither the hook nor this package. Weights are loaded as ever,
-    after the model was adapted. Without ``r`` and ``channels`` the hook adapts nothing, for backbones that adapted
-    themselves.
+    after the model was adapted. Without ``r``, ``channels`` and ``blocks`` the hook adapts nothing, for backbones that
+    adapted themselves. ``blocks='none'`` freezes the targets, which leaves the heads to train; with
+    ``train_bias`` that is BitFit (arXiv 2106.10199).
 
     Before training it writes a table (module, trained, total, share). At the first step it compares every tensor
     before and after, bit by bit: a frozen one that moved stops the run. A trained one that has not moved
@@ -72,7 +73,7 @@ class APLAHook(Hook):
         self.targets = [target] if isinstance(target, str) else list(target)
         if channels is not None and len(self.targets) > 1:
             raise ValueError("APLAHook: channels are listed for one target; give each target a hook of its own")
-        self.adapts = r is not None or channels is not None
+        self.adapts = r is not None or channels is not None or blocks != "all"
         self.arguments = dict(r=r, seed=seed, channels=channels, blocks=blocks)
         self.trainable = list(trainable)
         self.train = dict(norm=train_norm, bias=train_bias, pos_embed=train_pos_embed)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...method import Report, adapt, find_projections
 from .pretrained import read_weights
+from .windows import check_windows, windowed_intermediates
 
 
 class APLAViT(nn.Module):
@@ -30,12 +31,15 @@ class APLAViT(nn.Module):
 
     Args:
         model_name: A timm ViT, such as ``'vit_base_patch16_384.augreg_in21k_ft_in1k'``: plain, DeiT, DINOv2, DINOv3,
-            with register tokens, EVA, BEiT.
+            with register tokens, EVA.
         out_indices: Blocks whose outputs become feature maps; negative ones count from the end.
         pretrained: True for timm's weights of that name, a path to a ``.safetensors`` or ``.pth`` file with timm's or
             the original DINOv2's keys, or False for random weights.
         img_size: Picture size, int or (H, W), that the position embedding is stored for; timm's default if None.
         norm: Apply the model's final norm to each map, as is usual with DINOv2.
+        window_size: Side, in tokens, of the windows that blocks attend in, as in ViTDet (arXiv 2203.16527), for large
+            pictures; None for attention over the whole picture. Blocks keep their weights either way.
+        global_blocks: With ``window_size``, the blocks that attend to the whole picture.
         apla: Arguments of :func:`apla_mm.adapt`, such as ``dict(r=64, seed=0)``; None trains all weights.
         frozen: Train nothing of the backbone (head-only). Not together with ``apla``.
         model_kwargs: Further arguments of ``timm.create_model``, such as ``dict(drop_path_rate=0.1)``.
@@ -54,6 +58,8 @@ class APLAViT(nn.Module):
         pretrained: bool | str | Path = True,
         img_size: int | tuple[int, int] | None = None,
         norm: bool = False,
+        window_size: int | None = None,
+        global_blocks: Sequence[int] = (),
         apla: Mapping[str, Any] | None = None,
         frozen: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -72,6 +78,11 @@ class APLAViT(nn.Module):
             self._model_kwargs["img_size"] = img_size if isinstance(img_size, int) else tuple(img_size)
         self.vit: Any = _create_vit(model_name, **self._model_kwargs)
         self.out_indices = _resolve_indices(out_indices, len(self.vit.blocks))
+        if window_size is not None:
+            check_windows(len(self.vit.blocks), window_size, global_blocks)
+        elif global_blocks:
+            raise ValueError("global_blocks are told from blocks with windows: give window_size too")
+        self.window_size, self.global_blocks = window_size, frozenset(global_blocks)
         self.patch_size: tuple[int, int] = tuple(self.vit.patch_embed.patch_size)
         self.embed_dims: int = self.vit.embed_dim
         self._has_weights = pretrained is False
@@ -101,6 +112,10 @@ class APLAViT(nn.Module):
         pad_h, pad_w = -height % self.patch_size[0], -width % self.patch_size[1]
         if pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
+        if self.window_size is not None:
+            return tuple(
+                windowed_intermediates(self.vit, x, self.out_indices, self.norm, self.window_size, self.global_blocks)
+            )
         maps = self.vit.forward_intermediates(
             x, indices=self.out_indices, norm=self.norm, stop_early=True, intermediates_only=True
         )

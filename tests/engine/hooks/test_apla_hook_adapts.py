@@ -383,3 +383,25 @@ def test_two_processes_with_a_wrapped_model(tmp_path):
     scope, backbone, _ = BACKBONES["mmseg ViT"]
     assert all(torch.equal(state[key], other[key]) for key in state)
     assert changed_rows(build(scope, backbone).state_dict(), state)
+
+
+def test_a_frozen_target_leaves_its_neighbours_to_train(tmp_path):
+    scope, backbone, _ = BACKBONES["mmseg ViT"]
+    model = build(scope, backbone)
+    runner = make_runner(model, tmp_path, dict(blocks="none"))
+    start = Start()
+    runner.register_hook(start)
+    runner.train()
+    changed = changed_rows(start.state, model.state_dict())
+    assert changed and not any(key.startswith("backbone.") for key in changed)
+
+
+def test_all_biases_alone_train(tmp_path):
+    scope, backbone, _ = BACKBONES["mmseg ViT"]
+    model = build(scope, backbone)
+    runner = make_runner(model, tmp_path, dict(blocks="none", train_bias=True))
+    start = Start()
+    runner.register_hook(start)
+    runner.train()
+    changed = {key for key in changed_rows(start.state, model.state_dict()) if key.startswith("backbone.")}
+    assert "backbone.layers.0.attn.attn.out_proj.bias" in changed and all(key.endswith("bias") for key in changed)

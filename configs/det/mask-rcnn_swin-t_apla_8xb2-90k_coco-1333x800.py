@@ -1,0 +1,8 @@
+# the paper's row for detection: Mask R-CNN on Swin-T, 1x, W_O trained in full
+_base_ = [
+    "../_base_/models/mask-rcnn_swin-t.py",
+    "../_base_/datasets/coco_1333x800.py",
+    "../_base_/schedules/adamw_90k.py",
+    "../_base_/det_runtime.py",
+]
+custom_hooks = [dict(type="DataCheckHook"), dict(type="APLAHook", r="full")]
