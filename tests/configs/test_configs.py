@@ -1,24 +1,70 @@
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # noqa: F401  before timm
+import apla_mm  # before timm
 
 # isort: split
-import mmseg.models  # noqa: F401  registers itself
+import mmseg.models  # registers itself
 import pytest
 import timm
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
 from mmseg.datasets import ADE20KDataset
+from shrinking import heads_of
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 SEG = Path(__file__).parents[2] / "configs/seg"
 CONFIGS = sorted(SEG.glob("*.py"))
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+#: configs that adapt a model of mmseg by the hook, without their common suffix -> attentions of the backbone
+ATTENTIONS = {
+    "mask2former_swin-t": 2 + 2 + 6 + 2,
+    "segformer_mit-b0": 2 + 2 + 2 + 2,
+    "segformer_mit-b2": 3 + 4 + 6 + 3,
+    "setr-pup_mmseg-vit-b16": 12,
+    "setr-pup_mmseg-vit-l16": 24,
+    "upernet_swin-t": 2 + 2 + 6 + 2,
+}
+SUFFIX = "_apla_8xb2-160k_ade20k-512x512"
+#: mmseg's own config of the model; it has none of SETR on ViT-B
+STOCK = {
+    "mask2former_swin-t": "mask2former/mask2former_swin-t_8xb2-160k_ade20k-512x512",
+    "segformer_mit-b0": "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512",
+    "segformer_mit-b2": "segformer/segformer_mit-b2_8xb2-160k_ade20k-512x512",
+    "setr-pup_mmseg-vit-l16": "setr/setr_vit-l_pup_8xb2-160k_ade20k-512x512",
+    "upernet_swin-t": "swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512",
+}
+#: mmseg's own config that names the weights, with the normalisation they expect
+WEIGHTS = {
+    **STOCK,
+    "setr-pup_mmseg-vit-b16": "segmenter/segmenter_vit-b_mask_8xb1-160k_ade20k-512x512",
+    "setr-pup_mmseg-vit-l16": "segmenter/segmenter_vit-l_mask_8xb1-160k_ade20k-512x512",
+}
+MMSEG_CONFIGS = Path(mmseg.__file__).parent / ".mim/configs"
+
+HOOKED = [SEG / f"{name}{SUFFIX}.py" for name in ATTENTIONS]
+on_hooked = pytest.mark.parametrize("path", HOOKED, ids=lambda path: path.stem)
+on_apla_vit = pytest.mark.parametrize("path", sorted({*CONFIGS} - {*HOOKED}), ids=lambda path: path.stem)
+
+
+class NumbersOnCPU(TorchFunctionMode):
+    """mmseg's backbones read numbers out of torch.linspace, which has none on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {}, device="cpu") if func is torch.linspace else kwargs or {}
+        return func(*args, **kwargs)
+
+
+def build_on_meta(cfg: Config) -> Any:
+    if cfg.model.backbone.type == "APLAViT":
+        cfg.model.backbone.pretrained = False
+    with DefaultScope.overwrite_default_scope("mmseg"), torch.device("meta"), NumbersOnCPU():
+        return revert_sync_batchnorm(MODELS.build(cfg.model))
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
@@ -32,14 +78,13 @@ def cfg(path: Path) -> Config:
 
 
 @pytest.fixture
-def model(cfg: Config) -> Iterator[nn.Module]:
-    cfg.model.backbone.pretrained = False
-    with DefaultScope.overwrite_default_scope("mmseg"), torch.device("meta"):
-        yield revert_sync_batchnorm(MODELS.build(cfg.model))
+def model(cfg: Config) -> nn.Module:
+    return build_on_meta(cfg)
 
 
-def heads_of(cfg: Config) -> list[Any]:
-    return [cfg.model.decode_head, *cfg.model.auxiliary_head]
+def hook_of(cfg: Config) -> Any:
+    (hook,) = (hook for hook in cfg.custom_hooks if hook.type == "APLAHook")
+    return hook
 
 
 def test_stock_tools_find_the_package_by_custom_imports(cfg: Config) -> None:
@@ -52,6 +97,10 @@ def test_config_runs_both_hooks(cfg: Config) -> None:
     assert {hook.type for hook in cfg.custom_hooks} == {"DataCheckHook", "APLAHook"}
 
 
+def test_either_the_backbone_adapts_itself_or_the_hook_does(path: Path, cfg: Config) -> None:
+    assert ("r" in hook_of(cfg)) == (cfg.model.backbone.type != "APLAViT") == (path in HOOKED)
+
+
 def test_dumped_config_reads_back_the_same(cfg: Config, tmp_path: Path) -> None:
     cfg.dump(tmp_path / "dumped.py")
     assert Config.fromfile(tmp_path / "dumped.py").to_dict() == cfg.to_dict()
@@ -60,7 +109,18 @@ def test_dumped_config_reads_back_the_same(cfg: Config, tmp_path: Path) -> None:
 def test_heads_take_what_the_backbone_gives(cfg: Config, model: Any) -> None:
     height, width = cfg.model.data_preprocessor.size
     maps = model.extract_feat(torch.empty(2, 3, height, width, device="meta"))
-    assert len(maps) == len(cfg.model.backbone.out_indices) == 4
+    assert len(maps) == len(model.backbone.out_indices) == 4
+    channels = [each.shape[1] for each in maps]
+    for head in heads_of(cfg):
+        index = head.get("in_index", [0, 1, 2, 3])  # Mask2Former takes all
+        taken = channels[index] if isinstance(index, int) else [channels[i] for i in index]
+        assert head.in_channels == taken
+
+
+@on_apla_vit
+def test_heads_make_logits_of_the_pictures_size_on_every_map(cfg: Config, model: Any) -> None:
+    height, width = cfg.model.data_preprocessor.size
+    maps = model.extract_feat(torch.empty(2, 3, height, width, device="meta"))
     patch = model.backbone.patch_size[0]
     for head in (model.decode_head, *model.auxiliary_head):
         logits = head(maps)
@@ -69,6 +129,7 @@ def test_heads_take_what_the_backbone_gives(cfg: Config, model: Any) -> None:
     assert cfg.model.decode_head.in_index == 3 and model.backbone.out_indices[3] == len(model.backbone.vit.blocks) - 1
 
 
+@on_apla_vit
 def test_what_trains_is_what_the_config_says(path: Path, cfg: Config, model: Any) -> None:
     vit = model.backbone.vit
     trained = {name for name, parameter in vit.named_parameters() if parameter.requires_grad}
@@ -83,6 +144,40 @@ def test_what_trains_is_what_the_config_says(path: Path, cfg: Config, model: Any
     assert all(p.requires_grad for head in (model.decode_head, model.auxiliary_head) for p in head.parameters())
 
 
+@on_hooked
+def test_hook_adapts_every_attention_and_nothing_else_of_the_backbone(path: Path, cfg: Config, model: Any) -> None:
+    hook = HOOKS.build(hook_of(cfg))
+    assert hook.targets == ["backbone"] and not hook.trainable and not any(hook.train.values())
+    report = apla_mm.adapt(model.backbone, **hook.arguments)
+    assert len(report.projections) == ATTENTIONS[path.stem.removesuffix(SUFFIX)]
+    assert all(8 * len(projection.channels) == projection.out_features for projection in report.projections)
+    trained = {name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad}
+    parts = ("weight", "bias")
+    assert trained == {f"{projection.name}.trained.{part}" for projection in report.projections for part in parts}
+    assert all(p.requires_grad for name, p in model.named_parameters() if not name.startswith("backbone."))
+
+
+@on_hooked
+def test_model_is_mmsegs_own_with_the_weights_it_names(path: Path, cfg: Config, model: Any) -> None:
+    if not MMSEG_CONFIGS.is_dir():
+        pytest.skip("mmseg was installed without its configs")
+    name = path.stem.removesuffix(SUFFIX)
+    if name in STOCK:
+        stock = build_on_meta(Config.fromfile(MMSEG_CONFIGS / f"{STOCK[name]}.py"))
+        shapes, expected = ({key: tensor.shape for key, tensor in m.state_dict().items()} for m in (model, stock))
+        if "vit-l16" in name:
+            expected["backbone.patch_embed.projection.bias"] = torch.Size([1024])
+        assert shapes == expected
+    named = Config.fromfile(MMSEG_CONFIGS / f"{WEIGHTS[name]}.py").model
+    url = named.get("pretrained") or named.backbone.init_cfg.checkpoint
+    init_cfg = cfg.model.backbone.init_cfg
+    assert init_cfg.type == "Pretrained" and init_cfg.checkpoint.startswith("https://")
+    assert Path(init_cfg.checkpoint).name == Path(url).name  # mmseg's releases name different hosts
+    for key in ("mean", "std", "bgr_to_rgb", "pad_val", "seg_pad_val", "test_cfg"):
+        assert cfg.model.data_preprocessor.get(key) == named.data_preprocessor.get(key)
+
+
+@on_apla_vit
 def test_pretrained_weights_exist_and_pictures_are_normalised_for_them(cfg: Config) -> None:
     name = cfg.model.backbone.model_name
     assert timm.is_model_pretrained(name) and cfg.model.backbone.get("pretrained", True) is True
@@ -93,16 +188,23 @@ def test_pretrained_weights_exist_and_pictures_are_normalised_for_them(cfg: Conf
     assert preprocessor.std == pytest.approx([255 * value for value in weights.std])
 
 
-def test_one_size_holds_everywhere(cfg: Config, model: Any) -> None:
+def test_one_size_holds_everywhere(cfg: Config) -> None:
     size = tuple(cfg.model.data_preprocessor.size)
     (crop,) = (t for t in cfg.train_dataloader.dataset.pipeline if t["type"] == "RandomCrop")
-    assert size == tuple(crop["crop_size"]) == tuple(cfg.model.backbone.img_size)
-    assert size == tuple(cfg.model.test_cfg.crop_size) and cfg.model.test_cfg.mode == "slide"
-    assert all(0 < stride <= side for stride, side in zip(cfg.model.test_cfg.stride, size, strict=True))
+    assert size == tuple(crop["crop_size"]) == tuple(cfg.model.backbone.get("img_size", size))
+    assert cfg.model.test_cfg.mode in ("slide", "whole")
+    if cfg.model.test_cfg.mode == "slide":
+        assert size == tuple(cfg.model.test_cfg.crop_size)
+        assert all(0 < stride <= side for stride, side in zip(cfg.model.test_cfg.stride, size, strict=True))
+    assert cfg.model.data_preprocessor.seg_pad_val == 255
+
+
+@on_apla_vit
+def test_pictures_are_whole_patches(cfg: Config, model: Any) -> None:
     patch = model.backbone.patch_size[0]
-    assert all(side % patch == 0 for side in size)
+    assert all(side % patch == 0 for side in cfg.model.data_preprocessor.size)
     assert cfg.model.data_preprocessor.test_cfg.size_divisor == patch
-    assert "data_preprocessor" in cfg.model and cfg.model.data_preprocessor.seg_pad_val == 255
+    assert cfg.model.test_cfg.mode == "slide" and "img_size" in cfg.model.backbone
 
 
 def test_labels_are_loaded_at_their_own_size_for_scoring(cfg: Config) -> None:

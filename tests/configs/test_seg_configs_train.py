@@ -1,0 +1,171 @@
+"""Every config of configs/seg trains: from its own file, its sizes reduced, by what tools/train.py runs."""
+
+import argparse
+import copy
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import apla_mm  # noqa: F401  before timm
+
+# isort: split
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from PIL import Image
+from shrinking import shrink
+from torch import Tensor, nn
+
+from apla_mm.engine.checkpoint_reader import load_from_local
+from apla_mm.engine.command_line import build_runner, load_config
+from apla_mm.method import PartialLinear
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs/seg").glob("*.py"))
+
+#: learning rates of the backbone and of the heads
+RATES = {
+    "mask2former_swin-t_apla_8xb2-160k_ade20k-512x512": (1e-4, 1e-4),
+    "segformer_mit-b0_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-4),
+    "segformer_mit-b2_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-4),
+    "setr-pup_vit-b16_full_1xb16-160k_ade20k-512x512": (6e-5, 6e-4),
+    "upernet_swin-t_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-5),
+}
+SCHEDULE_RATES = (3e-4, 3e-3)
+
+
+class Start(Hook):
+    """Keeps the weights that training starts from, after init_weights."""
+
+    def before_train(self, runner: Runner) -> None:
+        self.state = copy.deepcopy(runner.model.state_dict())
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures to train on and two to validate on, in ADE20K's layout.
+
+    Labels 0 and 1 fit ADE20K, where 0 means no class, as well as a data set of two classes; the first row is ignored.
+    """
+    root = tmp_path_factory.mktemp("scenes")
+    for split in ("training", "validation"):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(2):
+            colours = np.random.default_rng(i).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+            labels = np.zeros((40, 48), np.uint8)
+            labels[:, 16 + 8 * i :], labels[0] = 1, 255
+            Image.fromarray(colours).resize((48, 40)).save(root / f"images/{split}/scene_{i}.jpg")
+            Image.fromarray(labels).save(root / f"annotations/{split}/scene_{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
+def run(request: pytest.FixtureRequest, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A finished training run of one config."""
+    name, work_dir = request.param.stem, tmp_path_factory.mktemp("work")
+    options = dict(config=str(request.param), cfg_options=dict(data_root=str(data_root)), work_dir=str(work_dir))
+    cfg = load_config(argparse.Namespace(**options, launcher="none", local_rank=0))
+    shrink(cfg)
+    cfg.randomness = dict(seed=0)
+    cfg.visualizer.name = name  # mmengine keeps one in a process for each name, with its folder
+    model = cfg.model.copy()
+    pretrained = write_pretrained(cfg, work_dir / "pretrained.pth")
+    runner = build_runner(cfg)
+    start = Start()
+    runner.register_hook(start)
+    runner.train()
+    saved = load_from_local(str(work_dir / "iter_2.pth"))["state_dict"]
+    return SimpleNamespace(
+        name=name,
+        work_dir=work_dir,
+        model=model,
+        pretrained=pretrained,
+        runner=runner,
+        start=start.state,
+        saved=saved,
+    )
+
+
+def write_pretrained(cfg: Config, path: Path) -> dict[str, Tensor]:
+    """Weights of the plain backbone in a file, which stands in for those that the config names."""
+    own = cfg.model.backbone.type == "APLAViT"
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    state = (backbone.vit if own else backbone).state_dict()
+    torch.save(state, path)
+    source = dict(pretrained=str(path)) if own else dict(init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+    cfg.model.backbone.update(source)
+    return {f"backbone.vit.{name}" if own else f"backbone.{name}": tensor for name, tensor in state.items()}
+
+
+def trained_channels(model: nn.Module) -> dict[str, list[int]]:
+    """Weights and biases of adapted projections, and their rows that train."""
+    partial = ((name, module) for name, module in model.named_modules() if isinstance(module, PartialLinear))
+    return {f"{name}.{part}": m.trained.channels.tolist() for name, m in partial for part in ("weight", "bias")}
+
+
+def trained_tensors(model: nn.Module) -> set[str]:
+    """Names in the state dict of all that trains, in whole or in part."""
+    return {name.replace(".trained.", ".") for name, p in model.named_parameters() if p.requires_grad}
+
+
+def changed_rows(before: Tensor, after: Tensor) -> list[int]:
+    return (before != after).reshape(len(after), -1).any(1).nonzero().flatten().tolist()
+
+
+def test_two_losses_are_logged_and_finite(run: SimpleNamespace) -> None:
+    (log,) = run.work_dir.glob("*/vis_data/scalars.json")
+    losses = [line["loss"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+
+
+def test_the_adapted_backbone_starts_from_the_plain_ones_pretrained_weights(run: SimpleNamespace) -> None:
+    backbone = {name: tensor for name, tensor in run.start.items() if name.startswith("backbone.")}
+    assert backbone.keys() == run.pretrained.keys()
+    assert all(torch.equal(tensor, run.pretrained[name]) for name, tensor in backbone.items())
+
+
+def test_what_trains_changed_and_nothing_else(run: SimpleNamespace) -> None:
+    model, trained = run.runner.model, trained_tensors(run.runner.model)
+    channels = trained_channels(model)
+    parameters = {name for name, _ in model.named_parameters()}
+    changed = {name for name in run.saved if not torch.equal(run.start[name], run.saved[name])}
+    assert changed & parameters == trained
+    assert not any(name.startswith("backbone.") for name in changed - parameters)
+    assert {name: changed_rows(run.start[name], run.saved[name]) for name in channels} == channels
+    if run.model.backbone.type != "APLAViT":
+        assert {name for name in trained if name.startswith("backbone.")} == set(channels)
+        assert all(8 * len(rows) == len(run.saved[name]) for name, rows in channels.items())
+    assert all(p.requires_grad for name, p in model.named_parameters() if not name.startswith("backbone."))
+
+
+def test_optimizer_holds_exactly_what_trains_at_its_rates(run: SimpleNamespace) -> None:
+    groups = run.runner.optim_wrapper.optimizer.param_groups
+    held = [id(p) for group in groups for p in group["params"]]
+    trained = {id(p): name for name, p in run.runner.model.named_parameters() if p.requires_grad}
+    assert len(held) == len(set(held)) and set(held) == set(trained)
+    rates: dict[bool, set[float]] = {True: set(), False: set()}
+    for group in groups:
+        for p in group["params"]:
+            rates[trained[id(p)].startswith("backbone.")].add(group["initial_lr"])
+    backbone, heads = RATES.get(run.name, SCHEDULE_RATES)
+    assert sorted(rates[False]) == [pytest.approx(heads)]
+    assert sorted(rates[True]) == ([] if "_head_" in run.name else [pytest.approx(backbone)])
+
+
+def test_checkpoint_is_the_plain_models(run: SimpleNamespace) -> None:
+    if "apla" in run.model.backbone:
+        run.model.backbone.apla = None
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        plain = MODELS.build(run.model)
+    plain.load_state_dict(run.saved)
+    x = torch.randn(1, 3, *run.model.data_preprocessor.size)
+    with torch.no_grad():
+        expected = run.runner.model.eval().extract_feat(x)
+        torch.testing.assert_close(plain.eval().extract_feat(x), expected, rtol=1e-5, atol=1e-5)
