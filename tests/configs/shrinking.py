@@ -1,4 +1,4 @@
-"""Makes a segmentation config small enough to train for two steps on a CPU within seconds."""
+"""Makes a config small enough to train for two steps on a CPU within seconds."""
 
 from typing import Any
 
@@ -27,6 +27,9 @@ def shrink(cfg: Config) -> None:
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
     cfg.train_dataloader.batch_size = 2
+    if cfg.default_scope == "mmdet":
+        _shrink_detector(cfg)
+        return
     _shrink_backbone(cfg)
     for head in heads_of(cfg):
         if head.type == "Mask2FormerHead":
@@ -41,11 +44,27 @@ def heads_of(cfg: Config) -> list[Any]:
     return [cfg.model.decode_head, *(auxiliary if isinstance(auxiliary, list) else [auxiliary])]
 
 
+def _shrink_detector(cfg: Config) -> None:
+    apply_shared_options(cfg, dict(classes=["square", "disc"]))
+    model = cfg.model
+    _shrink_backbone(cfg)
+    if model.type == "MaskRCNN":
+        model.train_cfg.rcnn.sampler.num = 16
+        model.roi_head.bbox_head.fc_out_channels = 32
+    if model.type == "DINO":
+        model.num_queries = model.test_cfg.max_per_img = 10
+        model.dn_cfg.group_cfg.num_dn_queries = 4
+        model.encoder.num_layers, model.decoder.num_layers = 1, 2
+
+
 def _shrink_backbone(cfg: Config) -> None:
     backbone = cfg.model.backbone
     small = _SIZES[backbone.type]
+    parts = heads_of(cfg) if "decode_head" in cfg.model else [cfg.model.neck]
     if backbone.type == "APLAViT":
-        before, after = cfg.model.decode_head.in_channels, small["model_kwargs"]["embed_dim"]
+        before, after = parts[0].in_channels, small["model_kwargs"]["embed_dim"]
+        if backbone.get("window_size"):
+            small = dict(small, window_size=2, global_blocks=(1, 3), out_indices=(3,))
         backbone.pretrained = False
         if backbone.apla is not None and isinstance(backbone.apla.r, int):
             backbone.apla.r = backbone.apla.r * after // before
@@ -54,9 +73,9 @@ def _shrink_backbone(cfg: Config) -> None:
         backbone.init_cfg = None
         backbone.drop_path_rate = 0.0  # of two pictures it may drop both, and nothing of a block would train
     backbone.update(small)
-    for head in heads_of(cfg):
-        wide = head.in_channels
-        head.in_channels = wide * after // before if isinstance(wide, int) else [c * after // before for c in wide]
+    for part in parts:
+        wide = part.in_channels
+        part.in_channels = wide * after // before if isinstance(wide, int) else [c * after // before for c in wide]
 
 
 def _shrink_mask2former(head: Any) -> None:

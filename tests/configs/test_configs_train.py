@@ -1,9 +1,10 @@
-"""Every config of configs/seg trains: from its own file, its sizes reduced, by what tools/train.py runs."""
+"""Every config trains: from its own file, its sizes reduced, by what tools/train.py runs."""
 
 import argparse
 import copy
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,8 @@ from apla_mm.engine.checkpoint_reader import load_from_local
 from apla_mm.engine.command_line import build_runner, load_config
 from apla_mm.method import PartialLinear
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs/seg").glob("*.py"))
+ROOT = Path(__file__).parents[2] / "configs"
+CONFIGS = sorted([*ROOT.glob("seg/*.py"), *ROOT.glob("det/*.py")])
 
 #: learning rates of the backbone and of the heads
 RATES = {
@@ -34,8 +36,9 @@ RATES = {
     "segformer_mit-b2_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-4),
     "setr-pup_vit-b16_full_1xb16-160k_ade20k-512x512": (6e-5, 6e-4),
     "upernet_swin-t_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-5),
+    "mask-rcnn_vit-b16_full_8xb2-90k_coco-1024x1024": (1e-5, 1e-4),
 }
-SCHEDULE_RATES = (3e-4, 3e-3)
+SCHEDULE_RATES = {"mmseg": (3e-4, 3e-3), "mmdet": (1e-4, 1e-4)}
 
 
 class Start(Hook):
@@ -64,10 +67,23 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
-def run(request: pytest.FixtureRequest, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+@pytest.fixture(scope="module")
+def coco_root(tmp_path_factory: pytest.TempPathFactory, make_coco_data_set: Callable[[Path], Path]) -> Path:
+    """The small COCO data set, at the places of the real one too."""
+    root = make_coco_data_set(tmp_path_factory.mktemp("coco"))
+    for split in ("train", "val"):
+        (root / f"{split}2017").symlink_to(root / "images")
+        (root / f"annotations/instances_{split}2017.json").symlink_to(root / f"annotations/instances_{split}.json")
+    return root
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def run(
+    request: pytest.FixtureRequest, data_root: Path, coco_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
     """A finished training run of one config."""
     name, work_dir = request.param.stem, tmp_path_factory.mktemp("work")
+    data_root = coco_root if request.param.parent.name == "det" else data_root
     options = dict(config=str(request.param), cfg_options=dict(data_root=str(data_root)), work_dir=str(work_dir))
     cfg = load_config(argparse.Namespace(**options, launcher="none", local_rank=0))
     shrink(cfg)
@@ -82,6 +98,7 @@ def run(request: pytest.FixtureRequest, data_root: Path, tmp_path_factory: pytes
     saved = load_from_local(str(work_dir / "iter_2.pth"))["state_dict"]
     return SimpleNamespace(
         name=name,
+        scope=cfg.default_scope,
         work_dir=work_dir,
         model=model,
         pretrained=pretrained,
@@ -94,13 +111,15 @@ def run(request: pytest.FixtureRequest, data_root: Path, tmp_path_factory: pytes
 def write_pretrained(cfg: Config, path: Path) -> dict[str, Tensor]:
     """Weights of the plain backbone in a file, which stands in for those that the config names."""
     own = cfg.model.backbone.type == "APLAViT"
-    with DefaultScope.overwrite_default_scope("mmseg"):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
         backbone = MODELS.build(cfg.model.backbone)
     backbone.init_weights()
     state = (backbone.vit if own else backbone).state_dict()
     torch.save(state, path)
     source = dict(pretrained=str(path)) if own else dict(init_cfg=dict(type="Pretrained", checkpoint=str(path)))
     cfg.model.backbone.update(source)
+    if "convert_weights" in cfg.model.backbone:
+        cfg.model.backbone.convert_weights = False  # the file is in mmdet's own keys, not in the Swin authors'
     return {f"backbone.vit.{name}" if own else f"backbone.{name}": tensor for name, tensor in state.items()}
 
 
@@ -139,9 +158,13 @@ def test_what_trains_changed_and_nothing_else(run: SimpleNamespace) -> None:
     assert changed & parameters == trained
     assert not any(name.startswith("backbone.") for name in changed - parameters)
     assert {name: changed_rows(run.start[name], run.saved[name]) for name in channels} == channels
-    if run.model.backbone.type != "APLAViT":
-        assert {name for name in trained if name.startswith("backbone.")} == set(channels)
-        assert all(8 * len(rows) == len(run.saved[name]) for name, rows in channels.items())
+    if run.model.backbone.type != "APLAViT" and "_apla_" in run.name:
+        backbone = {name for name in trained if name.startswith("backbone.")}
+        if run.scope == "mmdet":  # W_O in full
+            assert all(".proj." in name for name in backbone) and len(backbone) == 2 * 8 and not channels
+        else:
+            assert backbone == set(channels)
+            assert all(8 * len(rows) == len(run.saved[name]) for name, rows in channels.items())
     assert all(p.requires_grad for name, p in model.named_parameters() if not name.startswith("backbone."))
 
 
@@ -154,7 +177,7 @@ def test_optimizer_holds_exactly_what_trains_at_its_rates(run: SimpleNamespace) 
     for group in groups:
         for p in group["params"]:
             rates[trained[id(p)].startswith("backbone.")].add(group["initial_lr"])
-    backbone, heads = RATES.get(run.name, SCHEDULE_RATES)
+    backbone, heads = RATES.get(run.name, SCHEDULE_RATES[run.scope])
     assert sorted(rates[False]) == [pytest.approx(heads)]
     assert sorted(rates[True]) == ([] if "_head_" in run.name else [pytest.approx(backbone)])
 
@@ -162,10 +185,10 @@ def test_optimizer_holds_exactly_what_trains_at_its_rates(run: SimpleNamespace) 
 def test_checkpoint_is_the_plain_models(run: SimpleNamespace) -> None:
     if "apla" in run.model.backbone:
         run.model.backbone.apla = None
-    with DefaultScope.overwrite_default_scope("mmseg"):
+    with DefaultScope.overwrite_default_scope(run.scope):
         plain = MODELS.build(run.model)
     plain.load_state_dict(run.saved)
-    x = torch.randn(1, 3, *run.model.data_preprocessor.size)
+    x = torch.randn(1, 3, *run.model.data_preprocessor.get("size", (64, 64)))
     with torch.no_grad():
         expected = run.runner.model.eval().extract_feat(x)
         torch.testing.assert_close(plain.eval().extract_feat(x), expected, rtol=1e-5, atol=1e-5)
