@@ -115,11 +115,12 @@ def write_pretrained(cfg: Config, path: Path) -> dict[str, Tensor]:
         backbone = MODELS.build(cfg.model.backbone)
     backbone.init_weights()
     state = (backbone.vit if own else backbone).state_dict()
-    torch.save(state, path)
+    detector = "convert_weights" in cfg.model.backbone  # mmdet's Swin reads its own keys from whole detectors alone
+    torch.save({f"backbone.{name}": tensor for name, tensor in state.items()} if detector else state, path)
     source = dict(pretrained=str(path)) if own else dict(init_cfg=dict(type="Pretrained", checkpoint=str(path)))
     cfg.model.backbone.update(source)
-    if "convert_weights" in cfg.model.backbone:
-        cfg.model.backbone.convert_weights = False  # the file is in mmdet's own keys, not in the Swin authors'
+    if detector:
+        cfg.model.backbone.convert_weights = False
     return {f"backbone.vit.{name}" if own else f"backbone.{name}": tensor for name, tensor in state.items()}
 
 
