@@ -49,7 +49,9 @@ def main() -> None:
     detection = cfg.get("default_scope") == "mmdet"
     if args.out and not detection:
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
-    runner = build_runner(cfg)
+    if args.out and detection and not args.out.endswith((".pkl", ".pickle")):
+        raise SystemExit(f"--out of a detection config must be a .pkl file, and is {args.out}")
+    runner = build_runner(cfg, ("test_dataloader",))
     if args.out and detection:
         from mmdet.evaluation import DumpDetResults
 

@@ -1,55 +1,89 @@
-"""Checks of a segmentation data set's files, with errors that name the file."""
+"""Checks of a data set's files, with errors that name the file: folders, pictures, and label maps of segmentation."""
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os.path import join
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mmcv
 import numpy as np
 from mmengine.fileio import get
 from mmengine.registry import DATASETS
 
+T = TypeVar("T")
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
 
 class DataError(ValueError):
     """The data are not as the config says; the message names the file and what was expected."""
 
 
-def check_folders(cfg: Mapping[str, Any]) -> None:
-    """Check that the folders and annotation files that a config's data loaders name exist and are not empty.
+def check_folders(cfg: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -> None:
+    """Check that the folders and annotation files that a config names exist and are not empty.
 
     Args:
         cfg: A whole config.
+        loaders: The data loaders whose data sets, and evaluators, are looked at.
 
     Raises:
         DataError: One does not exist, or a folder of pictures holds none of the kind that is looked for.
     """
     cure = "set the data set's place by --cfg-options data_root=FOLDER, or correct data_prefix and ann_file"
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        for dataset in _datasets((cfg.get(loader) or {}).get("dataset")):
+    for loader in loaders:
+        for dataset in datasets_of(cfg, loader):
             suffix = _suffix(dataset, cfg.get("default_scope"))
             for key, path in _paths(dataset):
                 place = f"{loader}.dataset: {key} '{path}'"
-                if "://" in path:
+                if not is_local(path, dataset.get("backend_args")):
                     continue
                 if not Path(path).exists():
                     raise DataError(f"{place} does not exist (looked in {Path.cwd()}); {cure}")
                 pictures = key == "data_prefix.img_path" and suffix and not dataset.get("ann_file")
                 if pictures and not any(Path(path).rglob(f"*{suffix}")):
                     raise DataError(f"{place} is empty: expected files '*{suffix}'; {cure}")
+        for evaluator in evaluators_of(cfg, loader):
+            truth = evaluator.get("ann_file")
+            if truth and is_local(truth, evaluator.get("backend_args")) and not Path(truth).exists():
+                name = loader.replace("dataloader", "evaluator")
+                raise DataError(
+                    f"{name}: ann_file '{truth}' does not exist (looked in {Path.cwd()}); set {name}.ann_file to the "
+                    "annotation file of the data set that is evaluated"
+                )
 
 
-def _datasets(dataset: Any) -> Iterator[Mapping[str, Any]]:
-    """The data sets inside wrappers."""
+def datasets_of(cfg: Mapping[str, Any], loader: str) -> list[Mapping[str, Any]]:
+    """The configs of a data loader's data sets, without their wrappers."""
+    return list(_inner((cfg.get(loader) or {}).get("dataset")))
+
+
+def evaluators_of(cfg: Mapping[str, Any], loader: str) -> list[dict[str, Any]]:
+    """The configs of the metrics that score what a data loader gives."""
+    evaluators = cfg.get(loader.replace("dataloader", "evaluator")) or []
+    evaluators = [evaluators] if isinstance(evaluators, dict) else evaluators
+    return [evaluator for evaluator in evaluators if isinstance(evaluator, dict)]
+
+
+def is_local(path: str, backend_args: Any = None) -> bool:
+    """Whether a path is one of this machine's file system."""
+    return "://" not in path and not backend_args
+
+
+def dataset_class(dataset: Mapping[str, Any], scope: str | None) -> type | None:
+    """The class that a data set's config names; None if it is not registered."""
+    name = dataset.get("type")
+    return DATASETS.get(f"{scope}.{name}" if scope else name) if isinstance(name, str) else name
+
+
+def _inner(dataset: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(dataset, Mapping):
-        inner = [dataset.get("dataset"), *(dataset.get("datasets") or [])]
-        if not any(inner):
+        wrapped = [dataset.get("dataset"), *(dataset.get("datasets") or [])]
+        if not any(wrapped):
             yield dataset
-        for one in inner:
-            yield from _datasets(one)
+        for one in wrapped:
+            yield from _inner(one)
 
 
 def _paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -65,8 +99,7 @@ def _suffix(dataset: Mapping[str, Any], scope: str | None) -> str | None:
     """Which files of its folder a data set takes for pictures; None if it does not say."""
     if "img_suffix" in dataset:
         return dataset["img_suffix"]
-    name = dataset.get("type")
-    cls = DATASETS.get(f"{scope}.{name}" if scope else name) if isinstance(name, str) else name
+    cls = dataset_class(dataset, scope)
     parameter = None if cls is None else inspect.signature(cls).parameters.get("img_suffix")
     return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
 
@@ -92,28 +125,42 @@ def check_segmentation(infos: Sequence[Mapping[str, Any]], num_classes: int, tim
     for info in infos:
         for what, key in (("picture", "img_path"), ("label map", "seg_map_path")):
             path = info.get(key)
-            if path is not None and "://" not in path and not Path(path).is_file():
+            if path is not None and is_local(path) and not Path(path).is_file():
                 raise DataError(f"the {what} '{path}' is missing; '{info['img_path']}' needs it")
+    return check_evenly(infos, lambda info: _check_sample(info, num_classes), time_limit)
+
+
+def check_evenly(samples: Sequence[T], check: Callable[[T], object], time_limit: float | None) -> int:
+    """Check samples in an order spread evenly over all of them, by threads, until the time is over.
+
+    Args:
+        samples: What to check.
+        check: Raises what is wrong with a sample.
+        time_limit: Seconds, None for all samples.
+
+    Returns:
+        How many samples were checked.
+    """
     # the golden ratio's multiples are spread evenly, wherever the time runs out
-    order = np.argsort((np.arange(len(infos)) * 0.6180339887498949) % 1.0)
+    order = np.argsort((np.arange(len(samples)) * 0.6180339887498949) % 1.0)
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    read = 0
+    checked = 0
     with ThreadPoolExecutor(max_workers=4) as pool:
         for start in range(0, len(order), 64):
             if deadline is not None and time.monotonic() > deadline:
                 break
             chunk = order[start : start + 64]
-            list(pool.map(lambda i: _check_sample(infos[i], num_classes), chunk))
-            read += len(chunk)
-    return read
+            list(pool.map(lambda i: check(samples[i]), chunk))
+            checked += len(chunk)
+    return checked
 
 
 def _check_sample(info: Mapping[str, Any], num_classes: int) -> None:
-    picture = _read(info["img_path"], "picture", flag="color", backend="cv2")
+    picture = read_picture(info["img_path"], "picture", flag="color", backend="cv2")
     if info.get("seg_map_path") is None:
         return
     path = info["seg_map_path"]
-    labels = _read(path, "label map", flag="unchanged", backend="pillow").squeeze()
+    labels = read_picture(path, "label map", flag="unchanged", backend="pillow").squeeze()
     if labels.ndim != 2:
         raise DataError(f"the label map '{path}' has {labels.shape[-1]} channels: expected one, of class indices")
     if labels.shape != picture.shape[:2]:
@@ -134,9 +181,20 @@ def _check_sample(info: Mapping[str, Any], num_classes: int) -> None:
         )
 
 
-def _read(path: str, what: str, **how: str) -> np.ndarray:
+def read_picture(path: str, what: str, backend_args: Any = None, **how: str) -> np.ndarray:
+    """Read a picture.
+
+    Args:
+        path: Its file.
+        what: What an error calls it.
+        backend_args: Where it is kept, as in mmengine's data sets.
+        how: Arguments of mmcv.imfrombytes.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
-        array = mmcv.imfrombytes(get(path), **how)
+        array = mmcv.imfrombytes(get(path, backend_args=backend_args), **how)
     except Exception as error:
         raise DataError(f"the {what} '{path}' cannot be read: {error}") from error
     if array is None:

@@ -5,7 +5,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-_LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+from .data_check import LOADERS
+from .heads import is_in_head, is_other_type
+from .picture_size import set_picture_size
 
 
 def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
@@ -17,7 +19,7 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
     - ``data_root``: every data set;
     - ``classes``: the ``metainfo`` of every data set, and ``num_classes`` of every head;
     - ``crop_size``, an int or (H, W): pictures' size in the model and the pipelines, with the resizing before the crop
-      and the stride of sliding windows in proportion;
+      and the stride of sliding windows in proportion; where nothing is cropped, the length of pictures' shorter side;
     - ``max_iters``: the length of training, with the schedule's steps and the intervals of validation, checkpoints and
       logs in proportion.
 
@@ -50,9 +52,29 @@ def _set_classes(cfg: Config, classes: Any) -> None:
         raise ValueError(f"classes={classes} holds a name twice")
     for dataset in _datasets(cfg):
         dataset["metainfo"] = dict(classes=tuple(classes))
-    for part in _dicts(cfg.model):
-        if "num_classes" in part:
-            part["num_classes"] = len(classes)
+    for head in _heads(cfg.model):
+        _set_num_classes(head, len(classes))
+
+
+def _set_num_classes(head: dict[str, Any], count: int) -> None:
+    key = "num_classes" if "num_classes" in head else "num_things_classes"
+    before, head[key] = head[key], count
+    for part in _dicts(head):
+        weights = part.get("class_weight")
+        # one weight for all classes, and perhaps another for the background
+        if isinstance(weights, list) and len(set(weights[:before])) == 1 and len(weights) in (before, before + 1):
+            part["class_weight"] = weights[:1] * count + weights[before:]
+
+
+def _heads(node: Any, path: str = "model") -> Iterator[dict[str, Any]]:
+    """The parts of heads that state a number of classes."""
+    if isinstance(node, dict):
+        instances = "num_things_classes" in node and not node.get("num_stuff_classes")
+        if ("num_classes" in node or instances) and is_in_head(path) and not is_other_type(str(node.get("type"))):
+            yield node
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for key, child in list(children):
+        yield from _heads(child, f"{path}.{key}")
 
 
 def _set_crop_size(cfg: Config, crop_size: Any) -> None:
@@ -60,20 +82,14 @@ def _set_crop_size(cfg: Config, crop_size: Any) -> None:
     pair = isinstance(size, list | tuple) and len(size) == 2
     if not pair or not all(type(side) is int and side > 0 for side in size):
         raise ValueError(f"crop_size={crop_size!r} must be an int or (height, width) in pixels")
-    size = tuple(size)
-    for part in _dicts(cfg.model):
-        if part.get("type") == "SegDataPreProcessor":
-            part["size"] = size
-        if part.get("mode") == "slide":
-            part["crop_size"], part["stride"] = size, tuple(side * 2 // 3 for side in size)
-        if "img_size" in part:
-            part["img_size"] = size
-    for dataset in _datasets(cfg):
-        for transform in _dicts(dataset.get("pipeline")):
-            if "crop_size" in transform:
-                transform["crop_size"] = size
-            if transform.get("type") in ("RandomResize", "Resize") and "scale" in transform:
-                transform["scale"] = (4 * size[0], size[0]) if transform.get("keep_ratio") else size[::-1]
+    pipelines = [(cfg.get(loader) or {}).get("dataset") for loader in LOADERS]
+    set_picture_size(
+        list(_dicts(cfg.model)),
+        list(_dicts(pipelines)),
+        list(_dicts(cfg.get("tta_pipeline"))),
+        (size[0], size[1]),
+        width_first=cfg.get("default_scope") == "mmdet",
+    )
 
 
 def _set_max_iters(cfg: Config, max_iters: Any) -> None:
@@ -93,6 +109,10 @@ def _set_max_iters(cfg: Config, max_iters: Any) -> None:
             scale(scheduler, "begin", 2)
         if "end" in scheduler:
             scale(scheduler, "end", scheduler.get("begin", 0) + 2)
+        if "T_max" in scheduler:
+            scale(scheduler, "T_max", 1)
+        if "milestones" in scheduler:
+            scheduler["milestones"] = [max(1, -(-step * max_iters // before)) for step in scheduler["milestones"]]
     for part, key in (
         (cfg.train_cfg, "val_interval"),
         (cfg.default_hooks.checkpoint, "interval"),
@@ -104,7 +124,7 @@ def _set_max_iters(cfg: Config, max_iters: Any) -> None:
 
 def _datasets(cfg: Config) -> Iterator[dict[str, Any]]:
     """The innermost data sets of all loaders."""
-    for loader in _LOADERS:
+    for loader in LOADERS:
         for part in _dicts((cfg.get(loader) or {}).get("dataset")):
             if "pipeline" in part and "dataset" not in part:
                 yield part

@@ -7,7 +7,7 @@ _base_ = [
 ]
 train_pipeline = _base_.train_pipeline
 test_pipeline = _base_.test_pipeline
-train_pipeline[1]["with_mask"] = test_pipeline[3]["with_mask"] = False
+train_pipeline[1]["with_mask"] = test_pipeline[2]["with_mask"] = False
 model = dict(backbone=dict(apla=dict(r=64, seed=0)))
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -1,5 +1,6 @@
-"""A small model under mmengine's Runner, and a small data set under a segmentation config."""
+"""A small model under mmengine's Runner, and small data sets under a segmentation and a detection config."""
 
+import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from apla_mm.engine.shared_options import apply_shared_options
 from apla_mm.models import APLAViT
 
 CONFIG = Path(__file__).parents[2] / "configs/seg/apla_vitb_custom.py"
+DETECTION_CONFIG = Path(__file__).parents[2] / "configs/det/apla_vitb_custom.py"
 
 
 class TinyClassifier(BaseModel):
@@ -124,17 +126,79 @@ def make_segmentation_config() -> Callable[[Path, Path], Config]:
         )
         for head in (cfg.model.decode_head, *cfg.model.auxiliary_head):
             head.update(in_channels=16, channels=8)
-        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-            loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-        cfg.train_cfg.update(max_iters=1, val_interval=1)
-        cfg.default_hooks.pop("checkpoint")
-        for key in ("tta_pipeline", "train_pipeline", "test_pipeline"):
-            cfg.pop(key)  # unused, and mmengine formats the whole config thrice
-        cfg.visualizer.vis_backends = []  # each would write the config once more
-        cfg.work_dir, cfg.experiment_name = str(work_dir), uuid.uuid4().hex
-        return cfg
+        return _shorten(cfg, work_dir)
 
     return make
+
+
+def _shorten(cfg: Config, work_dir: Path) -> Config:
+    """Leaves one iteration, and nothing that writes much."""
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+    cfg.train_cfg.update(max_iters=1, val_interval=1)
+    cfg.default_hooks.pop("checkpoint")
+    for key in ("tta_pipeline", "train_pipeline", "test_pipeline"):
+        cfg.pop(key, None)  # unused, and mmengine formats the whole config thrice
+    cfg.visualizer.vis_backends = []  # each would write the config once more
+    cfg.work_dir, cfg.experiment_name = str(work_dir), uuid.uuid4().hex
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def make_detection_config() -> Callable[[Path, Path], Config]:
+    """Gives configs/det/apla_vitb_custom.py for what make_coco_data_set writes, with a tiny ViT and one iteration."""
+
+    def make(data_root: Path, work_dir: Path) -> Config:
+        cfg = Config.fromfile(DETECTION_CONFIG)
+        apply_shared_options(cfg, dict(data_root=str(data_root), classes=["square", "disc"], crop_size=64))
+        for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+            evaluator.ann_file = f"{data_root}/annotations/instances_val.json"
+        cfg.model.backbone.update(
+            model_name="vit_tiny_patch16_224",
+            model_kwargs=dict(depth=2, embed_dim=16, num_heads=2),
+            pretrained=False,
+            apla=dict(r=4),
+            window_size=None,
+            global_blocks=(),
+        )
+        cfg.model.neck.update(in_channels=16, out_channels=16)
+        _narrow(cfg.model.rpn_head)
+        _narrow(cfg.model.roi_head)
+        cfg.randomness = dict(seed=0)
+        return _shorten(cfg, work_dir)
+
+    return make
+
+
+def _narrow(part: Any) -> None:
+    """Gives heads 16 channels."""
+    for key, value in part.items():
+        if isinstance(value, dict):
+            _narrow(value)
+        elif key.endswith("channels"):
+            part[key] = 16
+
+
+@pytest.fixture
+def coco_root(tmp_path: Path, make_coco_data_set: Callable[[Path], Path]) -> Path:
+    return make_coco_data_set(tmp_path / "shapes")
+
+
+@pytest.fixture(scope="session")
+def edit_json() -> Callable[[Path, Callable[[dict], object]], None]:
+    """Changes an annotation file's content."""
+
+    def edit(path: Path, change: Callable[[dict], object]) -> None:
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit
+
+
+@pytest.fixture
+def detection_config(tmp_path: Path, coco_root: Path, make_detection_config: Callable[[Path, Path], Config]) -> Config:
+    return make_detection_config(coco_root, tmp_path / "work")
 
 
 @pytest.fixture

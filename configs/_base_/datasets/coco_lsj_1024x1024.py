@@ -1,7 +1,7 @@
-# large-scale jitter (arXiv 2012.07177): pictures of a tenth to twice the size, cropped and padded to 1024 x 1024
+# large-scale jitter (arXiv 2012.07177): pictures of a tenth to twice the size, cropped to at most 1024 x 1024
+# the model's data preprocessor pads them: boxes end where the picture does
 _base_ = "coco_1333x800.py"
 crop_size = (1024, 1024)
-pad = dict(type="Pad", size=crop_size, pad_val=dict(img=(114, 114, 114)))
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -9,17 +9,14 @@ train_pipeline = [
     dict(type="RandomResize", scale=crop_size, ratio_range=(0.1, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_type="absolute", crop_size=crop_size, recompute_bbox=True, allow_negative_crop=True),
     dict(type="FilterAnnotations", min_gt_bbox_wh=(1e-2, 1e-2)),
-    pad,
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=crop_size, keep_ratio=True),
-    pad,
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
-train_dataloader = dict(batch_sampler=None, dataset=dict(pipeline=train_pipeline))  # all pictures have one shape
+train_dataloader = dict(batch_sampler=None, dataset=dict(pipeline=train_pipeline))  # padded to one shape
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-del pad

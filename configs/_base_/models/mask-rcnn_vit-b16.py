@@ -2,7 +2,11 @@
 _base_ = "mask-rcnn.py"
 norm_cfg = dict(type="LN2d")
 model = dict(
-    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
+    data_preprocessor=dict(
+        mean=[127.5, 127.5, 127.5],
+        std=[127.5, 127.5, 127.5],
+        pad_size_divisor=1024,  # in testing too: the position embedding is one of squares
+    ),
     backbone=dict(
         type="APLAViT",
         model_name="vit_base_patch16_384.augreg_in21k_ft_in1k",
