@@ -21,7 +21,7 @@ def shrink(cfg: Config) -> None:
     Which parts there are, how they fit together, classes, hooks, losses and the optimizer stay as the file says; only
     stochastic depth is off.
     """
-    divisor = cfg.model.data_preprocessor.get("test_cfg", {}).get("size_divisor", 16)
+    divisor = (cfg.model.data_preprocessor.get("test_cfg") or {}).get("size_divisor", 16)
     apply_shared_options(cfg, dict(crop_size=64 // divisor * divisor, max_iters=2))
     cfg.train_cfg.val_interval = cfg.default_hooks.checkpoint.interval = 2
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):

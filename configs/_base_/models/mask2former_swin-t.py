@@ -1,31 +1,11 @@
 # Mask2Former (arXiv 2112.01527) for semantic segmentation, on mmseg's Swin-T; its head needs mmdet
+_base_ = "upernet_swin-t.py"
 num_classes = 150
 attention = dict(embed_dims=256, num_heads=8)
 model = dict(
-    type="EncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-        test_cfg=dict(size_divisor=32),
-    ),
-    backbone=dict(
-        type="SwinTransformer",
-        embed_dims=96,
-        depths=(2, 2, 6, 2),
-        num_heads=(3, 6, 12, 24),
-        drop_path_rate=0.3,
-        init_cfg=dict(
-            type="Pretrained",
-            checkpoint="https://mmassets.onedl.ai/mmsegmentation/v0.5/pretrain/swin/"
-            "swin_tiny_patch4_window7_224_20220317-1cdeb081.pth",
-        ),
-    ),
+    data_preprocessor=dict(test_cfg=dict(size_divisor=32)),
     decode_head=dict(
+        _delete_=True,
         type="Mask2FormerHead",
         in_channels=[96, 192, 384, 768],
         strides=[4, 8, 16, 32],
@@ -62,6 +42,6 @@ model = dict(
             sampler=dict(type="mmdet.MaskPseudoSampler"),
         ),
     ),
-    test_cfg=dict(mode="whole"),
+    auxiliary_head=None,
 )
 del attention, num_classes

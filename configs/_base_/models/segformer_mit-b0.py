@@ -1,15 +1,6 @@
 # SegFormer (arXiv 2105.15203): a light head on mmseg's MiT-B0
+_base_ = "encoder_decoder.py"
 model = dict(
-    type="EncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
     backbone=dict(
         type="MixVisionTransformer",
         embed_dims=32,  # times num_heads in each stage
@@ -31,5 +22,4 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0),
     ),
-    test_cfg=dict(mode="whole"),
 )

@@ -1,30 +1,12 @@
 # SETR-PUP (arXiv 2012.15840) on mmseg's own ViT-L/16, whose attention is nn.MultiheadAttention
 # the weights are those that mmseg's Segmenter starts from, in mmseg's own keys: nothing is to be converted
-size = (512, 512)
-head = dict(
-    type="SETRUPHead",
-    in_channels=1024,
-    channels=256,
-    num_classes=150,
-    dropout_ratio=0,
-    norm_cfg=dict(type="SyncBN", requires_grad=True),
-    kernel_size=3,
-    align_corners=False,
-)
+_base_ = "setr_pup_vit-b16.py"
 model = dict(
-    type="EncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[127.5, 127.5, 127.5],
-        std=[127.5, 127.5, 127.5],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=size,
-    ),
+    data_preprocessor=dict(test_cfg=None),
     backbone=dict(
+        _delete_=True,
         type="VisionTransformer",
-        img_size=size,
+        img_size=(512, 512),
         patch_bias=True,  # the weights have one, and without it mmseg would drop it unsaid
         embed_dims=1024,
         num_layers=24,
@@ -38,13 +20,6 @@ model = dict(
             "vit_large_p16_384_20220308-d4efb41d.pth",
         ),
     ),
-    decode_head=dict(
-        **head, in_index=3, num_convs=4, up_scale=2, loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0)
-    ),
-    auxiliary_head=[
-        dict(**head, in_index=i, num_convs=2, up_scale=4, loss_decode=dict(type="CrossEntropyLoss", loss_weight=0.4))
-        for i in range(3)
-    ],
-    test_cfg=dict(mode="slide", crop_size=size, stride=(341, 341)),
+    decode_head=dict(in_channels=1024),
+    auxiliary_head=[dict(head, in_channels=1024) for head in _base_.model.auxiliary_head],
 )
-del head, size

@@ -1,16 +1,7 @@
 # UPerNet (arXiv 1807.10221) on mmseg's Swin-T (arXiv 2103.14030)
+_base_ = "encoder_decoder.py"
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(
-    type="EncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
     backbone=dict(
         type="SwinTransformer",
         embed_dims=96,
@@ -45,6 +36,5 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", loss_weight=0.4),
     ),
-    test_cfg=dict(mode="whole"),
 )
 del norm_cfg
