@@ -11,6 +11,7 @@ from torch import nn
 from .multihead_attention import ProjectedMultiheadAttention
 from .partial_linear import PartialLinear
 from .projections import Projection, find_projections
+from .recompute import reset_recompute, set_recompute
 from .selection import ChannelLists, listed_channels, load_channels, random_channels, resolve_r
 from .stand_in import StandIn, replace_modules
 
@@ -60,6 +61,7 @@ def adapt(
     channels: ChannelLists | str | Path | None = None,
     blocks: str | int | Sequence[int] = "all",
     trainable: Sequence[str] = (),
+    recompute: str = "none",
 ) -> Report:
     """Adapt a model in place: of all its parameters only the chosen channels of its projections train from now on.
 
@@ -76,6 +78,8 @@ def adapt(
             or ``'none'``, for a model of which only ``trainable`` trains.
         trainable: Shell-style patterns of names of further parameters that train, such as ``'head.*'``. Of a
             projection the chosen channels train and no others, whatever matches it.
+        recompute: What blocks compute again in backward instead of keeping it: ``'none'``, ``'mlp'`` or ``'block'``;
+            see :func:`~.recompute.set_recompute`.
 
     Returns:
         The report.
@@ -95,6 +99,7 @@ def adapt(
     if adapted_before:
         _check_adapted_alike(projections, plan, adapted_before)
     further = _match(trainable, (name for name, _ in model.named_parameters()))
+    set_recompute(model, recompute)
 
     replacements: dict[nn.Module, nn.Module] = {
         p.attention: ProjectedMultiheadAttention(p.attention, p.weights_are_used)
@@ -135,6 +140,7 @@ def merge(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, StandIn):
         raise ValueError(f"the model is itself a {type(model).__name__}: merge the module that holds it")
+    reset_recompute(model)
     replace_modules(model, lambda module: module.to_plain() if isinstance(module, StandIn) else module)
     return model
 

@@ -34,11 +34,12 @@ class APLAHook(Hook):
     ``patience`` iterations later is warned about; right at the first step a warm-up may be too small to show.
 
     Args:
-        r: How many output channels of each projection train; see :func:`apla_mm.adapt`, also for the next four.
+        r: How many output channels of each projection train; see :func:`apla_mm.adapt`, also for the next five.
         seed: Draws the channels.
         channels: The channels by projection instead, or a JSON file of them. With one target only.
         blocks: Which attentions are adapted.
         trainable: Patterns of further parameters of the targets that train.
+        recompute: What the targets' blocks compute again in backward, to save memory.
         target: Dotted path of the part of the model to adapt, or several.
         train_norm: Train the norms of the targets too.
         train_bias: Train all biases of the targets too.
@@ -60,6 +61,7 @@ class APLAHook(Hook):
         channels: Mapping[str, Sequence[int]] | str | None = None,
         blocks: str | int | Sequence[int] = "all",
         trainable: Sequence[str] = (),
+        recompute: str = "none",
         target: str | Sequence[str] = "backbone",
         train_norm: bool = False,
         train_bias: bool = False,
@@ -74,7 +76,7 @@ class APLAHook(Hook):
         if channels is not None and len(self.targets) > 1:
             raise ValueError("APLAHook: channels are listed for one target; give each target a hook of its own")
         self.adapts = r is not None or channels is not None or blocks != "all"
-        self.arguments = dict(r=r, seed=seed, channels=channels, blocks=blocks)
+        self.arguments = dict(r=r, seed=seed, channels=channels, blocks=blocks, recompute=recompute)
         self.trainable = list(trainable)
         self.train = dict(norm=train_norm, bias=train_bias, pos_embed=train_pos_embed)
         self.frozen_eval = frozen_eval
@@ -91,10 +93,18 @@ class APLAHook(Hook):
         """Adapt the targets of a runner that is about to train.
 
         Raises:
-            ValueError: A target does not exist or cannot be adapted as asked.
+            ValueError: A target does not exist or cannot be adapted as asked, or the config asks for mmengine's
+                activation checkpointing.
         """
-        if not self.adapts or not isinstance(runner.optim_wrapper, OptimWrapper | OptimWrapperDict):
+        if not isinstance(runner.optim_wrapper, OptimWrapper | OptimWrapperDict):
             return  # testing: checkpoints are plain, and so is the model
+        if runner.cfg.get("activation_checkpointing"):
+            raise ValueError(
+                "activation_checkpointing: mmengine's gives no gradient to blocks behind a frozen stem, and they would "
+                "not train; leave it out; APLAHook(recompute='block') or apla=dict(recompute='block') saves memory"
+            )
+        if not self.adapts:
+            return
         model = unwrapped(runner.model)
         parts = {target: find_target(model, target) for target in self.targets}
         options = {

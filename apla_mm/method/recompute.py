@@ -1,0 +1,126 @@
+"""Work done again in backward instead of kept: less memory for a little time, with the same gradients."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .projections import find_projections
+
+MODES = ("none", "mlp", "block")
+_DERIVED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+class _Recomputed(nn.Module):
+    """Keeps its inputs alone; what its forward computes in between is computed again in backward."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return super().forward(*args, **kwargs)
+        source = getattr(args[0], "_normalised_from", None) if args and not torch.compiler.is_compiling() else None
+        if source is None:
+            return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+        # A norm keeps its own input for backward, and its output is soon made again from it.
+        norm, x = source
+        first = list(args[:1])
+
+        def forward(*rest: Any) -> Any:
+            if first:
+                y = first.pop()
+            else:
+                with torch.no_grad():
+                    y = norm(x).requires_grad_()
+            return super(_Recomputed, self).forward(y, *rest, **kwargs)
+
+        return checkpoint(forward, *args[1:], use_reentrant=False)
+
+
+class _RememberedNorm(nn.Module):
+    """Tells of its output what it was made from."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
+            y._normalised_from = (self, x)
+        return y
+
+
+def set_recompute(model: nn.Module, mode: str) -> None:
+    """Choose what a transformer's blocks compute again in backward, in place; an earlier choice is undone.
+
+    Modules stay where and what they are, but for their forward: the state dict does not change. Random numbers and
+    autocast are the same the second time, so gradients are those of ``'none'``.
+
+    Args:
+        model: Any module with attention of a known kind.
+        mode: ``'none'`` keeps everything; ``'mlp'`` computes each block's MLP again, and the norm before it;
+            ``'block'`` computes whole blocks again and keeps their inputs.
+
+    Raises:
+        ValueError: There is no such mode, or no blocks or MLPs of a known structure.
+    """
+    if mode not in MODES:
+        raise ValueError(f"recompute={mode!r} must be one of {', '.join(map(repr, MODES))}")
+    blocks = {} if mode == "none" else _blocks(model)
+    mlps = {name: list(_mlps(block, inner)) for name, (block, inner) in blocks.items()} if mode == "mlp" else {}
+    without = [name for name, found in mlps.items() if not found]
+    if without:
+        raise ValueError(f"recompute='mlp': no MLP was found beside the attention in '{without[0]}'; use 'block'")
+    reset_recompute(model)
+    for name, (block, inner) in blocks.items():
+        if mode == "block":
+            _change(block, _Recomputed)
+            continue
+        for mlp in mlps[name]:
+            _change(mlp, _Recomputed)
+        for child in block.children():
+            if child is not inner and isinstance(child, nn.LayerNorm):
+                _change(child, _RememberedNorm)
+
+
+def reset_recompute(model: nn.Module) -> None:
+    """Keep everything for backward again."""
+    for module in model.modules():
+        if isinstance(module, _Recomputed | _RememberedNorm):
+            module.__class__ = type(module).__mro__[2]
+
+
+def _change(module: nn.Module, how: type[nn.Module]) -> None:
+    plain = type(module)
+    if (how, plain) not in _DERIVED:
+        # the name stays: OpenMMLab tells kinds of modules apart by it
+        named = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+        _DERIVED[how, plain] = type(plain.__name__, (how, plain), named)
+    module.__class__ = _DERIVED[how, plain]
+
+
+def _blocks(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """The blocks by name, each with its child that holds the attention.
+
+    A block is what holds an attention and is itself an element of a list or sequence.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    blocks = {}
+    for projection in find_projections(model):
+        path = names[projection.attention]
+        inner = projection.attention
+        while path:
+            path = path.rpartition(".")[0]
+            holder = model.get_submodule(path)
+            above = model.get_submodule(path.rpartition(".")[0]) if path else None
+            if isinstance(above, nn.ModuleList | nn.Sequential):
+                blocks[path] = (holder, inner)
+                break
+            inner = holder
+        else:
+            raise ValueError(f"recompute: '{names[projection.attention]}' is in no block, an element of a list")
+    return blocks
+
+
+def _mlps(block: nn.Module, inner: nn.Module) -> Iterator[nn.Module]:
+    for child in block.children():
+        layers = sum(isinstance(module, nn.Linear | nn.Conv2d) for module in child.modules())
+        if child is not inner and layers >= 2:
+            yield child
