@@ -1,11 +1,12 @@
 PYTHON ?= python3
 export PYTHON
 VENV_PYTHON := .venv/bin/python
+UPSTREAM_PYTHON := .venv-upstream/bin/python
 
-.PHONY: help setup demo lint format test clean
+.PHONY: help setup demo lint format test test-upstream clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## Make .venv with everything: segmentation, detection, tests (PYTHON=... picks the interpreter)
 	@tools/setup_env.sh full
@@ -27,6 +28,10 @@ format: setup  ## Sort imports, fix what ruff can fix, and format
 test: lint  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 
-clean:  ## Remove .venv, builds and caches; data and training runs stay
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+test-upstream:  ## Run the tests beside the original OpenMMLab packages, in .venv-upstream
+	@tools/setup_env.sh upstream
+	OMP_NUM_THREADS=1 $(UPSTREAM_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
+
+clean:  ## Remove the environments, builds and caches; data and training runs stay
+	rm -rf .venv .venv-upstream build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

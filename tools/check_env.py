@@ -1,4 +1,4 @@
-"""Imports what the toolkit needs and prints the versions: ``python tools/check_env.py demo|full``."""
+"""Imports what the toolkit needs and prints the versions: ``python tools/check_env.py demo|full|upstream``."""
 
 import importlib
 import importlib.util
@@ -10,7 +10,7 @@ SEGMENTATION = ["torchvision", "timm", "mmengine", "mmcv", "mmseg.models", "mmse
 DETECTION = ["mmcv.ops", "mmdet.models", "mmdet.datasets", "pycocotools.mask"]
 
 ensure_torchvision_ops()
-for name in SEGMENTATION + (DETECTION if sys.argv[1:] == ["full"] else []):
+for name in SEGMENTATION + ([] if sys.argv[1:] == ["demo"] else DETECTION):
     importlib.import_module(name)
 
 versions = [f"Python {sys.version.split()[0]}"]

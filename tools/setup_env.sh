@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Makes .venv, or brings it up to date: tools/setup_env.sh demo|full
-#   demo  what segmentation and the demo need; mmcv without compiled operators
-#   full  also detection, tests and linting; mmcv with compiled operators, built once and kept in the user's cache
+# Makes .venv, or brings it up to date: tools/setup_env.sh demo|full|upstream
+#   demo      what segmentation and the demo need; mmcv without compiled operators
+#   full      also detection, tests and linting; mmcv with compiled operators, built once and kept in the user's cache
+#   upstream  .venv-upstream instead: the original OpenMMLab packages, tests, mmcv with compiled operators
+# The original packages and the onedl-* ones have the same import names: they never share an environment.
 # PYTHON picks the interpreter. If it has a torch built for CUDA (or ROCm), that torch is used instead of a new one.
 # Safe to run again, also after an interruption.
 set -euo pipefail
@@ -9,20 +11,24 @@ cd "$(dirname "$0")/.."
 
 mode=${1:-}
 python=${PYTHON:-python3}
-venv_python=.venv/bin/python
-log=.venv/setup.log
-constraints=.venv/constraints.txt
-stamp=.venv/setup.stamp
+venv=.venv
+mmcv=onedl-mmcv
 
 case $mode in
-    demo | full) ;;
-    *) echo "usage: $0 demo|full" >&2; exit 2 ;;
+    demo) requirements=(requirements/base.txt) ;;
+    full) requirements=(requirements/{base,detection,dev}.txt) ;;
+    upstream) venv=.venv-upstream mmcv=mmcv requirements=(requirements/upstream.txt) ;;
+    *) echo "usage: $0 demo|full|upstream" >&2; exit 2 ;;
 esac
+venv_python=$venv/bin/python
+log=$venv/setup.log
+constraints=$venv/constraints.txt
+stamp=$venv/setup.stamp
 
 # A full set-up also serves the demo. The folder is part of the key: a moved project has to be installed again.
 key=$({ echo "$PWD"; cat requirements.txt requirements/*.txt pyproject.toml "$0"; } | cksum)
 if [ -x $venv_python ] && [ -f $stamp ] && { grep -qxF "$mode $key" $stamp || grep -qxF "full $key" $stamp; }; then
-    echo 'Environment: .venv is up to date.'
+    echo "Environment: $venv is up to date."
     exit
 fi
 
@@ -43,7 +49,7 @@ pip() { logged $venv_python -m pip -qq --no-input "$@"; }
 unset PIP_CONSTRAINT
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0
 
-pin() { sed -n "s/^$1==//p" requirements.txt; }
+pin() { sed -n "s/^$1==//p" requirements.txt requirements/upstream.txt; }
 
 installed() {  # the version of an installed package, or a failure
     $venv_python -c "import sys; from importlib.metadata import version; print(version(sys.argv[1]))" "$1" 2>/dev/null
@@ -54,11 +60,11 @@ has_gpu_torch() {
 }
 
 # An interrupted pip leaves packages without a RECORD, which it would take for installed.
-for info in .venv/lib/python*/site-packages/*.dist-info; do
+for info in $venv/lib/python*/site-packages/*.dist-info; do
     [ ! -d "$info" ] || [ -e "$info/RECORD" ] || rm -rf "$info"
 done
 
-mkdir -p .venv
+mkdir -p $venv
 : >$log
 rm -f $stamp
 
@@ -68,16 +74,16 @@ if ! { installed pip && installed torch; } >/dev/null; then
         { echo "Environment: $python is not Python 3.11 to 3.13; choose one with PYTHON=..." >&2; exit 1; }
     if has_gpu_torch "$python"; then
         say "using the torch of $python, which is built for GPUs"
-        logged "$python" -m venv --system-site-packages .venv || fail "$python -m venv"
+        logged "$python" -m venv --system-site-packages $venv || fail "$python -m venv"
         # If $python is itself from a virtual environment, the new one sees only the interpreter below both.
         if "$python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)'; then
             site='import sysconfig; print(sysconfig.get_path("purelib"))'
             "$python" -c "$site" >"$($venv_python -c "$site")/parent_env.pth"
         fi
         { has_gpu_torch $venv_python && installed torch >/dev/null; } ||
-            fail "the torch of $python cannot be used in .venv"
+            fail "the torch of $python cannot be used in $venv"
     else
-        logged "$python" -m venv .venv || fail "$python -m venv"
+        logged "$python" -m venv $venv || fail "$python -m venv"
     fi
 fi
 pip install -r requirements/build.txt || fail 'installing the build tools'
@@ -105,21 +111,16 @@ fi
 
 # 3. Everything else but mmcv. The OpenMMLab packages are source distributions: quicker without build isolation.
 say "installing the packages for $mode (torch $torch)"
-pip install -c $constraints --no-build-isolation -r requirements/base.txt || fail 'installing the packages'
-if [ "$mode" = full ]; then
-    pip install -c $constraints --no-build-isolation -r requirements/detection.txt -r requirements/dev.txt ||
-        fail 'installing the packages for detection and development'
-fi
+cat "${requirements[@]}" | grep -v "^$mmcv==" >$venv/requirements.txt
+pip install -c $constraints --no-build-isolation -r $venv/requirements.txt || fail 'installing the packages'
 
 # 4. mmcv. Never through pip's cache, which does not tell a wheel with compiled operators from one without.
-mmcv="onedl-mmcv==$(pin onedl-mmcv)"
-
-has_mmcv() { [ "$(installed onedl-mmcv)" = "$(pin onedl-mmcv)" ]; }
+has_mmcv() { [ "$(installed $mmcv)" = "$(pin $mmcv)" ]; }
 
 has_mmcv_ops() { has_mmcv && logged $venv_python -c 'import mmcv.ops'; }
 
 install_mmcv_ops() {
-    local cache kind wheel
+    local build cache kind wheel
     # A wheel fits one torch, Python, platform and kind of operators: "cpu", or CUDA's version and the GPU's.
     kind=$($venv_python - 2>>$log <<'PY'
 import os, sys, sysconfig, torch
@@ -143,7 +144,7 @@ PY
     fi
 
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/apla_mm/wheels/$kind
-    for wheel in "$cache"/onedl_mmcv-"$(pin onedl-mmcv)"-*.whl; do
+    for wheel in "$cache/${mmcv//-/_}-$(pin $mmcv)"-*.whl; do
         [ -e "$wheel" ] || break
         say "installing mmcv's compiled operators from $cache"
         pip install --force-reinstall --no-deps "$wheel" || fail 'installing mmcv'
@@ -152,22 +153,23 @@ PY
     done
     say "building mmcv's compiled operators, once for this torch: about 6.5 minutes on 2 cores, longer with CUDA"
     # Built beside its place, and moved there once it is known to work.
-    rm -rf "$cache/build"
-    mkdir -p "$cache/build"
+    build=$cache/build-$mmcv
+    rm -rf "$build"
+    mkdir -p "$build"
     # Without debug information (-g0) the build takes less than half the time.
-    CFLAGS="${CFLAGS:-} -g0" pip wheel --no-cache-dir --no-deps --no-build-isolation -w "$cache/build" "$mmcv" ||
-        fail 'building mmcv'
-    pip install --force-reinstall --no-deps "$cache"/build/*.whl || fail 'installing mmcv'
+    CFLAGS="${CFLAGS:-} -g0" pip wheel --no-cache-dir --no-deps --no-build-isolation -w "$build" \
+        "$mmcv==$(pin $mmcv)" || fail 'building mmcv'
+    pip install --force-reinstall --no-deps "$build"/*.whl || fail 'installing mmcv'
     has_mmcv_ops || fail 'mmcv.ops cannot be imported'
-    mv "$cache"/build/*.whl "$cache"
-    rmdir "$cache/build"
+    mv "$build"/*.whl "$cache"
+    rmdir "$build"
 }
 
-if [ "$mode" = full ]; then
+if [ "$mode" != demo ]; then
     has_mmcv_ops || install_mmcv_ops
 elif ! has_mmcv; then
     # Build isolation hides torch from mmcv's build, which then leaves the operators out.
-    pip install --no-cache-dir --no-deps "$mmcv" || fail 'installing mmcv'
+    pip install --no-cache-dir --no-deps "$mmcv==$(pin $mmcv)" || fail 'installing mmcv'
 fi
 
 # 5. The project itself, and a test of it all

@@ -1,11 +1,14 @@
 """Reads mmengine's checkpoints without running what a pickle says."""
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
@@ -61,3 +64,34 @@ def load_from_local(filename: str | Path, map_location: Any = None) -> dict[str,
             f"checkpoint '{path}' was not read, being damaged or holding more than tensors and plain values: {reason}. "
             "Name types of your own that it may hold by torch.serialization.add_safe_globals"
         ) from error
+
+
+@CheckpointLoader.register_scheme(prefixes=("http://", "https://"), force=True)
+def load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a checkpoint from the web as :func:`load_from_local` reads files; mmengine would run any code in it.
+
+    It is downloaded once, into torch's cache.
+
+    Args:
+        filename: The URL.
+        map_location: As of ``torch.load``.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        OSError: It cannot be downloaded.
+        ValueError: It cannot be read, or holds objects of other kinds.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(filename).path).name)
+    rank, _ = get_dist_info()
+    if rank > 0:
+        barrier()  # until the first process has it, or failed
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(filename, str(path), progress=sys.stderr.isatty())
+    finally:
+        if rank == 0:
+            barrier()
+    return load_from_local(path, map_location)

@@ -1,13 +1,20 @@
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer, history_buffer
+from mmengine.optim import AmpOptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint, save_checkpoint
 from torch import nn
 
@@ -33,6 +40,12 @@ def assert_same(a: Any, b: Any, path: str = "checkpoint") -> None:
         assert_same((a.data, a.max_length), (b.data, b.max_length), path)
     else:
         assert a == b, path
+
+
+@pytest.fixture(autouse=True)
+def _full_unpickling_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tools forbid it for their process, and tests that run them in this one leave that behind."""
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
 
 
 @pytest.fixture
@@ -167,6 +180,100 @@ def test_runner_resumes_through_this_reader(trained: Runner, make_runner: Callab
     assert_same(dict(model.state_dict()), dict(trained.model.state_dict()))
     assert_same(runner.optim_wrapper.state_dict(), trained.optim_wrapper.state_dict())
     assert_same(runner.message_hub.log_scalars["train/loss"], trained.message_hub.log_scalars["train/loss"])
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def website(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Serves tmp_path; torch's cache is elsewhere."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_runner_loads_what_mmengine_wrote_from_the_web(
+    trained: Runner, make_runner: Callable[..., Runner], website: str
+) -> None:
+    url = f"{website}/{checkpoint_of(trained).relative_to(checkpoint_of(trained).parents[1])}"
+    assert_same(CheckpointLoader.load_checkpoint(url), load_from_local(checkpoint_of(trained)))
+    checkpoint_of(trained).unlink()  # from here on it comes from the cache
+    runner = make_runner(type(trained.model)(apla=dict(r=8)), load_from=url)
+    runner.load_or_resume()
+    assert_same(dict(runner.model.state_dict()), dict(trained.model.state_dict()))
+
+
+@pytest.mark.parametrize("harmful", HARMFUL)
+def test_harmful_file_from_the_web_is_refused(
+    tmp_path: Path, no_side_effect: Path, website: str, harmful: type[RunsACommand]
+) -> None:
+    torch.save(dict(state_dict={}, extra=harmful(no_side_effect)), tmp_path / "c.pth")
+    with pytest.raises(ValueError, match=r"cache/checkpoints/c\.pth' was not read"):
+        load_checkpoint(nn.Linear(2, 2), f"{website}/c.pth")
+
+
+def test_file_missing_on_the_web_is_not_called_damaged(website: str) -> None:
+    with pytest.raises(HTTPError, match="404"):
+        load_checkpoint(nn.Linear(2, 2), f"{website}/c.pth")
+
+
+@pytest.fixture
+def scaling_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets mmengine scale losses without a GPU."""
+    monkeypatch.setattr(amp_optimizer_wrapper, "is_cuda_available", lambda: True)
+    monkeypatch.setattr(amp_optimizer_wrapper, "GradScaler", partial(torch.amp.GradScaler, "cpu"))
+
+
+@pytest.mark.usefixtures("scaling_on_cpu")
+def test_runner_resumes_weights_averages_and_loss_scale(
+    tiny_classifier: nn.Module, make_runner: Callable[..., Runner]
+) -> None:
+    def make(**settings: Any) -> tuple[Runner, EMAHook, AmpOptimWrapper]:
+        optimizer = dict(type="AdamW", lr=1e-3)
+        scale = dict(init_scale=16.0, growth_interval=2)
+        wrapper = dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=scale, optimizer=optimizer)
+        schedule = [dict(type="CosineAnnealingLR", by_epoch=False, T_max=5)]
+        settings.update(optim_wrapper=wrapper, param_scheduler=schedule, custom_hooks=[dict(type="EMAHook")])
+        made = make_runner(type(tiny_classifier)(apla=dict(r=8)), max_iters=3, **settings)
+        made.train()
+        (ema,) = (hook for hook in made.hooks if isinstance(hook, EMAHook))
+        return made, ema, made.optim_wrapper
+
+    written, averages, wrapper = make()
+    path = checkpoint_of(written)
+    with pytest.raises(pickle.UnpicklingError, match="HistoryBuffer"):
+        torch.load(path, weights_only=True)  # all that mmengine 0.10.7 does by itself
+    read = load_from_local(path)
+    assert_same(read, torch.load(path, weights_only=False))
+    assert read["optimizer"]["loss_scaler"]["scale"] == 32.0 and read["ema_state_dict"] and read["param_schedulers"]
+
+    resumed, averages_again, wrapper_again = make(resume=True)  # nothing is left to do
+    assert resumed.iter == 3
+    assert_same(dict(resumed.model.state_dict()), dict(written.model.state_dict()))
+    assert_same(dict(averages_again.ema_model.state_dict()), dict(averages.ema_model.state_dict()))
+    assert_same(wrapper_again.state_dict(), wrapper.state_dict())
+    assert_same(resumed.message_hub.log_scalars["train/loss"], written.message_hub.log_scalars["train/loss"])
+
+
+@pytest.mark.parametrize("harmful", HARMFUL)
+def test_runner_resumes_from_no_harmful_file(
+    tiny_classifier: nn.Module,
+    make_runner: Callable[..., Runner],
+    tmp_path: Path,
+    no_side_effect: Path,
+    harmful: type[RunsACommand],
+) -> None:
+    content = dict(state_dict={}, optimizer={}, meta=dict(iter=1, epoch=0), message_hub=harmful(no_side_effect))
+    torch.save(content, tmp_path / "c.pth")
+    runner = make_runner(tiny_classifier, resume=True, load_from=str(tmp_path / "c.pth"))
+    with pytest.raises(ValueError, match=r"c\.pth' was not read"):
+        runner.train()
 
 
 @pytest.mark.parametrize(

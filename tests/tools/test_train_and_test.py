@@ -27,7 +27,7 @@ from apla_mm.engine.checkpoint_reader import load_from_local
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/seg/apla_vitb_custom.py"
 TRAIN, TEST = ROOT / "tools/train.py", ROOT / "tools/test.py"
-STOCK_TRAIN = Path(mmseg.__file__).parent / ".mim/tools/train.py"
+STOCK_TRAIN, STOCK_TEST = (Path(mmseg.__file__).parent / f".mim/tools/{name}.py" for name in ("train", "test"))
 
 VIT = dict(depth=4, embed_dim=32, num_heads=2)
 OPTIONS = [
@@ -224,22 +224,41 @@ def test_amp_trains_with_float32_weights_and_nearly_the_same_losses(trained: Pat
     assert with_amp[0] == pytest.approx(without[0], rel=0.03)
 
 
-def test_stock_tools_of_mmseg_train_the_same_config(data: str, trained: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def stock_options(data: str) -> list[str]:
+    """For mmseg's own tools, which know nothing of the shared options; 0, 1 are named background, object there."""
     assert f"{ROOT}" not in str(STOCK_TRAIN.relative_to(Path(mmseg.__file__).parent))
-    # they know nothing of the shared options; 0, 1 are named background, object there
-    options = [f"{split}_dataloader.dataset.{data}" for split in ("train", "val", "test")]
-    options += [
+    return [
+        *(f"{split}_dataloader.dataset.{data}" for split in ("train", "val", "test")),
         *("model.data_preprocessor.size=(64,64)", "model.backbone.img_size=(64,64)"),
         *("model.test_cfg.crop_size=(64,64)", "model.test_cfg.stride=(42,42)"),
         "train_dataloader.dataset.pipeline.3.crop_size=(64,64)",
-        *(f"{split}_dataloader.dataset.pipeline.{i}.scale=(256,64)" for split, i in (("train", 2), ("val", 1))),
+        *(
+            f"{split}_dataloader.dataset.pipeline.{i}.scale=(256,64)"
+            for split, i in (("train", 2), ("val", 1), ("test", 1))
+        ),
     ]
-    output = run(STOCK_TRAIN, CONFIG, "--work-dir", tmp_path, options=options)
+
+
+def test_stock_tools_of_mmseg_train_the_same_config(stock_options: list[str], trained: Path, tmp_path: Path) -> None:
+    output = run(STOCK_TRAIN, CONFIG, "--work-dir", tmp_path, options=stock_options)
     assert re.findall(r"Iter\(train\) \[(\d)/4\]", output) == ["1", "2", "3", "4"]
     assert re.search(r"first step: (\d+) of \1 trained tensors changed", output)
     assert {key: tensor.shape for key, tensor in vit_of(tmp_path / "iter_4.pth").items()} == {
         key: tensor.shape for key, tensor in vit_of(trained / "iter_4.pth").items()
     }
+
+
+def test_stock_tools_of_mmseg_test_the_same_config(stock_options: list[str], trained: Path, tmp_path: Path) -> None:
+    output = run(STOCK_TEST, CONFIG, trained / "iter_4.pth", "--work-dir", tmp_path, options=stock_options)
+    assert miou(output) == miou((trained / "output.txt").read_text())
+
+
+def test_stock_tools_of_mmseg_resume_the_same_config(stock_options: list[str], copy_of_trained: Path) -> None:
+    longer = [*stock_options, "train_cfg.max_iters=6", "train_cfg.val_interval=6"]
+    output = run(STOCK_TRAIN, CONFIG, "--work-dir", copy_of_trained, "--resume", options=longer)
+    assert re.findall(r"Iter\(train\) \[(\d)/6\]", output) == ["5", "6"]
+    assert load_from_local(copy_of_trained / "iter_6.pth")["meta"]["iter"] == 6
 
 
 def test_wrong_data_root_fails_before_a_runner_is_built_and_names_the_folder(tmp_path: Path) -> None:
