@@ -24,7 +24,7 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
     hook = cfg.default_hooks.get("visualization")
     if hook is None:
         raise SystemExit("--show and --show-dir need default_hooks.visualization in the config")
-    hook.draw = True
+    hook.draw, hook.interval = True, 1  # mmseg 1.2.2 would draw every 50th prediction
     if args.show:
         hook.show, hook.wait_time = True, args.wait_time
     if args.show_dir:
