@@ -53,6 +53,23 @@ def test_parts_alone_compute_in_bfloat16_and_give_float32():
     assert torch.equal(model(x)[0], model.backbone(x)) and not torch.equal(model(x)[0], maps)
 
 
+def test_a_tuple_of_maps_is_given_in_float32_too():
+    class Backbone(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return y, 2 * y
+
+    model = nn.Module()
+    model.backbone = Backbone(4, 4)
+    wrapper = OPTIM_WRAPPERS.build(
+        dict(type="BFloat16OptimWrapper", optimizer=torch.optim.SGD(model.parameters(), lr=0.1), parts=["backbone"])
+    )
+    with wrapper.optim_context(model):
+        maps = model.backbone(torch.randn(3, 4))
+    assert isinstance(maps, tuple) and [m.dtype for m in maps] == [torch.float32] * 2
+    assert torch.equal(maps[0], maps[0].bfloat16().float())
+
+
 def test_error_inside_leaves_the_model_as_it_was():
     model = Detector()
     wrapper = OPTIM_WRAPPERS.build(

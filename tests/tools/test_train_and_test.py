@@ -314,6 +314,19 @@ def test_amp_makes_a_wrapper_that_computes_in_bfloat16_of_what_the_config_says(w
     assert built._accumulative_counts == wrapper.get("accumulative_counts", 1)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the dtype depends on the device there")
+def test_amp_of_a_detector_leaves_its_heads_in_float32() -> None:
+    cfg = Config(dict(default_scope="mmdet", optim_wrapper=dict(type="OptimWrapper")))
+    load_tool(TRAIN).enable_amp(cfg)
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("backbone", "neck", "rpn_head")})
+    built = OPTIM_WRAPPERS.build({**cfg.optim_wrapper, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)})
+    x = torch.tensor([[0.1234567, 0.7654321]])
+    with built.optim_context(model):
+        inside = {name: part(x) for name, part in model.items()}
+    for name, part in model.items():
+        assert torch.equal(inside[name], part(x)) is (name == "rpn_head") and inside[name].dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "message"),
     [

@@ -44,6 +44,23 @@ def test_level_of_the_maps_own_size_in_plain_torch() -> None:
     torch.testing.assert_close(neck([x])[0], y, rtol=1e-4, atol=1e-5)
 
 
+def test_other_levels_are_scaled_first_by_plain_torch() -> None:
+    neck = SimpleFeaturePyramid(8, 4)
+    x = torch.randn(2, 8, 4, 6)
+    four, two, one, half = neck.levels
+    y = F.conv_transpose2d(x, four[0].weight, four[0].bias, stride=2)
+    y = F.gelu(F.layer_norm(y.movedim(1, -1), (4,), eps=four[1].eps).movedim(-1, 1))
+    y = F.conv_transpose2d(y, four[3].weight, four[3].bias, stride=2)
+    scaled = [
+        (four, y),
+        (two, F.conv_transpose2d(x, two[0].weight, two[0].bias, stride=2)),
+        (one, x),
+        (half, F.max_pool2d(x, 2)),
+    ]
+    for (level, expected), got in zip(scaled, neck([x]), strict=True):
+        torch.testing.assert_close(got, level[-4:](expected))
+
+
 def test_every_parameter_trains() -> None:
     neck = SimpleFeaturePyramid(8, 4, num_outs=5)
     sum(level.square().sum() for level in neck([torch.randn(1, 8, 4, 4)])).backward()
