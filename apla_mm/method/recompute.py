@@ -1,27 +1,31 @@
 """Work done again in backward instead of kept: less memory for a little time, with the same gradients."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from .projections import find_projections
 
-MODES = ("none", "mlp", "block")
+MODES = ("none", "mlp", "linear", "block")
 _DERIVED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 class _Recomputed(nn.Module):
     """Keeps its inputs alone; what its forward computes in between is computed again in backward."""
+
+    _options: dict[str, Any] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
         source = getattr(args[0], "_normalised_from", None) if args and not torch.compiler.is_compiling() else None
         if source is None:
-            return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+            return checkpoint(super().forward, *args, use_reentrant=False, **self._options, **kwargs)
         # A norm keeps its own input for backward, and its output is soon made again from it.
         norm, x = source
         first = list(args[:1])
@@ -35,6 +39,21 @@ class _Recomputed(nn.Module):
             return super(_Recomputed, self).forward(y, *rest, **kwargs)
 
         return checkpoint(forward, *args[1:], use_reentrant=False)
+
+
+def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Keeps the outputs of the fused attention kernels, unless they draw random numbers: those are drawn again."""
+    if operator._schema.name.startswith("aten::_scaled_dot_product"):
+        names = [argument.name for argument in operator._schema.arguments]
+        if "dropout_p" in names and not {**dict(zip(names, args, strict=False)), **kwargs}.get("dropout_p"):
+            return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class _RecomputedButAttention(_Recomputed):
+    """Keeps its inputs and the outputs of its attention."""
+
+    _options = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)}
 
 
 class _RememberedNorm(nn.Module):
@@ -56,7 +75,8 @@ def set_recompute(model: nn.Module, mode: str) -> None:
     Args:
         model: Any module with attention of a known kind.
         mode: ``'none'`` keeps everything; ``'mlp'`` computes each block's MLP again, and the norm before it;
-            ``'block'`` computes whole blocks again and keeps their inputs.
+            ``'linear'`` computes blocks again but for the attention product, and keeps their inputs and the
+            attention's output; ``'block'`` computes whole blocks again and keeps their inputs.
 
     Raises:
         ValueError: There is no such mode, or no blocks or MLPs of a known structure.
@@ -70,8 +90,8 @@ def set_recompute(model: nn.Module, mode: str) -> None:
         raise ValueError(f"recompute='mlp': no MLP was found beside the attention in '{without[0]}'; use 'block'")
     reset_recompute(model)
     for name, (block, inner) in blocks.items():
-        if mode == "block":
-            _change(block, _Recomputed)
+        if mode != "mlp":
+            _change(block, _Recomputed if mode == "block" else _RecomputedButAttention)
             continue
         for mlp in mlps[name]:
             _change(mlp, _Recomputed)
@@ -83,8 +103,8 @@ def set_recompute(model: nn.Module, mode: str) -> None:
 def reset_recompute(model: nn.Module) -> None:
     """Keep everything for backward again."""
     for module in model.modules():
-        if isinstance(module, _Recomputed | _RememberedNorm):
-            module.__class__ = type(module).__mro__[2]
+        if type(module) in _PLAIN:
+            module.__class__ = _PLAIN[type(module)]
 
 
 def _change(module: nn.Module, how: type[nn.Module]) -> None:
@@ -93,6 +113,7 @@ def _change(module: nn.Module, how: type[nn.Module]) -> None:
         # the name stays: OpenMMLab tells kinds of modules apart by it
         named = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
         _DERIVED[how, plain] = type(plain.__name__, (how, plain), named)
+        _PLAIN[_DERIVED[how, plain]] = plain
     module.__class__ = _DERIVED[how, plain]
 
 

@@ -1,5 +1,8 @@
+from functools import partial
+
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from apla_mm.measure import SavedTensors
 
@@ -9,9 +12,9 @@ def test_each_storage_counts_once_and_parameters_do_not():
     x = torch.randn(4, 8)
     with SavedTensors(ignore=layer.parameters()) as saved:
         y = layer(x).tanh()  # keeps x and its own output
-        z = y * 2 + y.sum()
-    assert saved.bytes == (4 * 8 + 4 * 8) * 4
-    del z
+        loss = (y * 2 + y.sum()).sum()
+    assert saved.bytes == (4 * 8 + 4 * 8 + 1) * 4  # and the result
+    assert loss.requires_grad
     with SavedTensors(ignore=layer.parameters()) as saved:
         h = x[:2]
         layer(h).sum()
@@ -28,6 +31,31 @@ def test_nothing_is_saved_without_gradients():
     with SavedTensors() as saved:
         layer(torch.randn(4, 8))
     assert saved.bytes == 0
+
+
+def test_what_others_keep_is_counted():
+    layer = nn.Linear(8, 8).requires_grad_(False)
+    x, cache = torch.randn(4, 8), []
+    with SavedTensors() as saved:
+        cache.append(layer(x)[:1])  # a view keeps its storage
+        layer(x)
+        cache[0].mul_(2)
+        cache.append(x.view(-1))
+    assert saved.bytes == 4 * 8 * 4
+
+
+def test_a_cache_of_selective_checkpointing_is_counted():
+    def keep_exp(context, operator, *args, **kwargs):
+        exp = operator is torch.ops.aten.exp.default
+        return CheckpointPolicy.MUST_SAVE if exp else CheckpointPolicy.PREFER_RECOMPUTE
+
+    x = torch.randn(16, requires_grad=True)
+    contexts = partial(create_selective_checkpoint_contexts, keep_exp)
+    with SavedTensors() as saved:
+        loss = checkpoint(lambda t: t.sin().exp().cos(), x, use_reentrant=False, context_fn=contexts).sum()
+    assert saved.bytes == (16 + 16 + 1) * 4  # the input, exp's output, the loss
+    loss.backward()
+    torch.testing.assert_close(x.grad, x.cos() * x.sin().exp() * -x.sin().exp().sin())
 
 
 def test_backward_works_on_what_was_counted():

@@ -6,12 +6,13 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy
 
 from apla_mm.measure import SavedTensors
 from apla_mm.method import adapt, merge
-from apla_mm.method.recompute import reset_recompute, set_recompute
+from apla_mm.method.recompute import _keep_attention, reset_recompute, set_recompute
 
-MODES = ["mlp", "block"]
+MODES = ["mlp", "linear", "block"]
 TIMM = {
     "ViT": ("vit_tiny_patch16_224", dict(embed_dim=32, depth=3, num_heads=2)),
     "ViT with layer scale": ("vit_small_patch14_reg4_dinov2", dict(embed_dim=32, depth=3, num_heads=2)),
@@ -73,14 +74,33 @@ def test_bytes_kept_are_those_of_the_arithmetic():
     def kept(mode: str) -> float:
         set_recompute(model, mode)
         with SavedTensors(model.parameters()) as saved:
-            model.forward_features(x)
+            loss = model.forward_features(x).sum()
+        assert loss.requires_grad
         return saved.bytes / unit
 
-    none, mlp, block = kept("none"), kept("mlp"), kept("block")
+    none, mlp, linear, block = map(kept, ["none", *MODES])
     # but for means and deviations of norms and attention, the first block, and the last norm
     assert none == pytest.approx(3 * 10, rel=0.1)
     assert none - mlp == pytest.approx(3 * 4, rel=0.02)
+    assert linear == pytest.approx(3 * 2 + 1, rel=0.1)
     assert block == pytest.approx(3 * 1 + 1, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("operator", "tensors"),
+    [
+        (torch.ops.aten._scaled_dot_product_flash_attention.default, 3),
+        (torch.ops.aten._scaled_dot_product_efficient_attention.default, 5),
+        (torch.ops.aten._scaled_dot_product_cudnn_attention.default, 5),
+    ],
+)
+def test_attention_that_draws_random_numbers_is_computed_again(operator, tensors):
+    """Its kernel would not run the second time, and whatever draws after it would get other numbers."""
+    for dropout, expected in ((0.0, CheckpointPolicy.MUST_SAVE), (0.1, CheckpointPolicy.PREFER_RECOMPUTE)):
+        assert _keep_attention(None, operator, *[None] * tensors, dropout) is expected
+        assert _keep_attention(None, operator, *[None] * tensors, dropout_p=dropout) is expected
+    assert _keep_attention(None, operator, *[None] * tensors) is CheckpointPolicy.MUST_SAVE
+    assert _keep_attention(None, torch.ops.aten.mm.default, None, None) is CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def test_the_norms_output_is_not_kept():
@@ -112,7 +132,7 @@ def test_structure_and_states_do_not_change_and_merging_undoes_it(mode):
 def test_modes_follow_each_other():
     model = make()
     types = [type(m) for m in model.modules()]
-    for mode in ("mlp", "block", "mlp", "none"):
+    for mode in ("mlp", "block", "linear", "mlp", "none"):
         set_recompute(model, mode)
     assert [type(m) for m in model.modules()] == types
     set_recompute(model, "block")
@@ -176,7 +196,7 @@ class Bare(nn.Module):
 @pytest.mark.parametrize(
     ("model", "mode", "message"),
     [
-        (lambda: make(), "half", "recompute='half' must be one of 'none', 'mlp', 'block'"),
+        (lambda: make(), "half", "recompute='half' must be one of 'none', 'mlp', 'linear', 'block'"),
         (lambda: Bare(Attending()), "mlp", r"no MLP was found beside the attention in 'blocks\.0'; use 'block'"),
         (lambda: Bare(), "block", r"'single\.attn' is in no block"),
     ],
