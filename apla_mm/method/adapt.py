@@ -14,6 +14,7 @@ from .projections import Projection, find_projections
 from .recompute import reset_recompute, set_recompute
 from .selection import ChannelLists, listed_channels, load_channels, random_channels, resolve_r
 from .stand_in import StandIn, replace_modules
+from .window_attention import fused_attention
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def adapt(
             or ``'none'``, for a model of which only ``trainable`` trains.
         trainable: Shell-style patterns of names of further parameters that train, such as ``'head.*'``. Of a
             projection the chosen channels train and no others, whatever matches it.
-        recompute: What blocks compute again in backward instead of keeping it: ``'none'``, ``'mlp'`` or ``'block'``;
-            see :func:`~.recompute.set_recompute`.
+        recompute: What blocks compute again in backward instead of keeping it: ``'none'``, ``'mlp'``, ``'linear'`` or
+            ``'block'``; see :func:`~.recompute.set_recompute`.
 
     Returns:
         The report.
@@ -101,11 +102,7 @@ def adapt(
     further = _match(trainable, (name for name, _ in model.named_parameters()))
     set_recompute(model, recompute)
 
-    replacements: dict[nn.Module, nn.Module] = {
-        p.attention: ProjectedMultiheadAttention(p.attention, p.weights_are_used)
-        for p in attentions
-        if isinstance(p.attention, nn.MultiheadAttention) and not isinstance(p.attention, StandIn)
-    }
+    replacements = {p.attention: stand_in for p in attentions if (stand_in := _attention_stand_in(p)) is not None}
     model.requires_grad_(False)
     for projection, chosen in zip(projections, plan, strict=True):
         linear = projection.linear
@@ -151,6 +148,16 @@ def count_parameters(model: nn.Module) -> int:
         p.numel() for m in model.modules() if isinstance(m, PartialLinear) for p in m.trained.parameters(recurse=False)
     )
     return sum(p.numel() for p in model.parameters()) - twice
+
+
+def _attention_stand_in(projection: Projection) -> nn.Module | None:
+    """What computes in place of an attention that keeps N x N matrices; None if it keeps none or stands in already."""
+    attention = projection.attention
+    if isinstance(attention, StandIn):
+        return None
+    if isinstance(attention, nn.MultiheadAttention):
+        return ProjectedMultiheadAttention(attention, projection.weights_are_used)
+    return fused_attention(attention)
 
 
 def _choose_blocks(projections: list[Projection], blocks: str | int | Sequence[int]) -> list[Projection]:
