@@ -87,15 +87,27 @@ class TrainedChannels(nn.Module):
         if bias is not None and self.bias is not None and self.last_bias is not None:
             self._sync(bias, self.bias, self.last_bias)
 
+    def synced(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Copies of ``weight`` and ``bias`` as :meth:`sync` would leave them; nothing is written."""
+        weight = self._synced(weight, self.weight, self.last_weight)
+        if bias is not None and self.bias is not None and self.last_bias is not None:
+            bias = self._synced(bias, self.bias, self.last_bias)
+        return weight, bias
+
     @torch.no_grad()
     def _sync(self, full: Tensor, rows: Tensor, last: Tensor) -> None:
         # `.data`: a layer used twice in a graph writes the same values twice, which autograd need not know
         full, rows = full.data, rows.data
-        moved = (rows != last).any()
-        current = torch.where(moved, rows, full.index_select(0, self.channels))
+        current = self._current(full, rows, last)
         full.index_copy_(0, self.channels, current)
         rows.copy_(current)
         last.copy_(current)
+
+    def _synced(self, full: Tensor, rows: Tensor, last: Tensor) -> Tensor:
+        return full.index_copy(0, self.channels, self._current(full, rows.detach(), last))
+
+    def _current(self, full: Tensor, rows: Tensor, last: Tensor) -> Tensor:
+        return torch.where((rows != last).any(), rows, full.index_select(0, self.channels))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         pass
@@ -144,12 +156,17 @@ class PartialLinear(StandIn, nn.Linear):
                 "the frozen weight of an adapted projection was set to require a gradient; "
                 "adapt with r='full' to train all of it, or merge the model first"
             )
-        self.sync()
+        trained = self.trained
+        if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+            # torch.export, which refuses a graph that writes to weights
+            weight, bias = trained.synced(self.weight, self.bias)
+        else:
+            self.sync()
+            weight, bias = self.weight, self.bias
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype == torch.float32:
             x = x.to(torch.get_autocast_dtype(device))  # here, so that the copy kept for backward is this one
-        trained = self.trained
-        return _PartialLinearFunction.apply(x, self.weight, self.bias, trained.weight, trained.bias, trained.channels)
+        return _PartialLinearFunction.apply(x, weight, bias, trained.weight, trained.bias, trained.channels)
 
     def sync(self) -> None:
         """Bring :attr:`weight` and :attr:`bias` up to date with what trained; see :class:`TrainedChannels`."""
