@@ -3,7 +3,10 @@ export PYTHON
 VENV_PYTHON := .venv/bin/python
 UPSTREAM_PYTHON := .venv-upstream/bin/python
 
-.PHONY: help setup demo lint format test test-upstream clean
+# beside the environment, not in it: see the file
+PEFT := .venv/peft
+
+.PHONY: help setup demo lint format test test-upstream bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -25,12 +28,22 @@ format: setup  ## Sort imports, fix what ruff can fix, and format
 	$(VENV_PYTHON) -m ruff format
 
 # Two workers with one thread each: torch's own threads would compete for the same cores.
-test: lint  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
+test: lint $(PEFT)  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
+	PYTHONPATH=$(PEFT) $(VENV_PYTHON) -m pytest -q tests/measure/test_tuning_methods.py -k LoRA
 
 test-upstream:  ## Run the tests beside the original OpenMMLab packages, in .venv-upstream
 	@tools/setup_env.sh upstream
 	OMP_NUM_THREADS=1 $(UPSTREAM_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
+
+bench: setup $(PEFT)  ## Measure a training step of ViT-B by every method (BENCH_ARGS="--device cuda" adds options)
+	@mkdir -p work_dirs
+	PYTHONPATH=$(PEFT) $(VENV_PYTHON) tools/analysis_tools/benchmark.py vit_base_patch16_224 \
+		--json work_dirs/benchmark.json --plot work_dirs/benchmark.png $(BENCH_ARGS)
+
+$(PEFT): requirements/peft.txt | setup
+	rm -rf $@
+	$(VENV_PYTHON) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r $<
 
 clean:  ## Remove the environments, builds and caches; data and training runs stay
 	rm -rf .venv .venv-upstream build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,20 @@
-"""What trains, and what is kept for backward. Needs torch alone."""
+"""What trains, what is kept for backward, and what a step costs. Needs torch alone."""
 
 from .saved_tensors import SavedTensors
+from .step_cost import StepCost, TrainingStep, interleaved_times, peak_bytes, step_cost
 from .trainable import TrainableRow, format_table, trainable_table
+from .tuning_methods import TuningMethod, tuning_methods
 
-__all__ = ["SavedTensors", "TrainableRow", "format_table", "trainable_table"]
+__all__ = [
+    "SavedTensors",
+    "StepCost",
+    "TrainableRow",
+    "TrainingStep",
+    "TuningMethod",
+    "format_table",
+    "interleaved_times",
+    "peak_bytes",
+    "step_cost",
+    "trainable_table",
+    "tuning_methods",
+]

@@ -1,0 +1,100 @@
+import copy
+import sys
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from apla_mm.measure import tuning_methods
+from apla_mm.measure.tuning_methods import add_lora, split_projections
+from apla_mm.method import adapt
+
+WIDTH, DEPTH = 32, 3
+METHODS = {method.name: method for method in tuning_methods([4, "full"], ["none", "mlp", "block"])}
+BLOCK = dict(qkv=(WIDTH, 3 * WIDTH), proj=(WIDTH, WIDTH), fc1=(WIDTH, 4 * WIDTH), fc2=(4 * WIDTH, WIDTH))
+BIASES = DEPTH * (sum(out for _, out in BLOCK.values()) + 2 * WIDTH) + WIDTH + WIDTH  # norms, patches
+W_O = DEPTH * (WIDTH + 1) * WIDTH
+TRAINED = {
+    "head only": 0,
+    "BitFit": BIASES,
+    "LoRA r=8, qkv": DEPTH * 8 * sum(BLOCK["qkv"]),
+    "LoRA r=8, all linear": DEPTH * 8 * sum(map(sum, BLOCK.values())),
+    "W_O in full, as it is": W_O,
+    "W_O split, r=4": DEPTH * 4 * (WIDTH + 1),
+    "frozen, but for one bias": WIDTH,
+    "APLA r=4": DEPTH * 4 * (WIDTH + 1),
+    "APLA r=full": W_O,
+    "APLA r=4, mlp": DEPTH * 4 * (WIDTH + 1),
+    "APLA r=4, block": DEPTH * 4 * (WIDTH + 1),
+}
+
+
+def make() -> nn.Module:
+    torch.manual_seed(0)
+    options = dict(embed_dim=WIDTH, depth=DEPTH, num_heads=2, num_classes=0, img_size=32)
+    return timm.create_model("vit_tiny_patch16_224", **options).train()
+
+
+def test_full_fine_tuning_comes_first():
+    assert list(METHODS) == ["full fine-tuning", *TRAINED]
+    model = make()
+    METHODS["full fine-tuning"].prepare(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_trains_and_that_nothing_else_moves(name):
+    if "LoRA" in name:
+        pytest.importorskip("peft")
+    model = make()
+    x = torch.randn(2, 3, 32, 32)
+    expected = model(x)
+    METHODS[name].prepare(model)
+    torch.testing.assert_close(model(x), expected)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert sum(parameter.numel() for parameter in trained) == TRAINED[name]
+    if not trained:
+        return
+    frozen = {k: (p, p.detach().clone()) for k, p in model.named_parameters() if not p.requires_grad}
+    model(x).square().sum().backward()
+    torch.optim.SGD(trained, lr=0.1).step()
+    moved = {k for k, (p, before) in frozen.items() if not torch.equal(p, before)}
+    assert not moved and all(parameter.grad is not None for parameter in trained)
+
+
+def test_split_projections_have_the_gradients_of_apla():
+    split, ours = make(), make()
+    split_projections(split, 4)
+    adapt(ours, r=4)
+    x = torch.randn(2, 3, 32, 32)
+    for model in (split, ours):
+        model(x).square().sum().backward()
+    for one, other in zip(split.blocks, ours.blocks, strict=True):
+        channels = other.attn.proj.trained.channels
+        assert torch.equal(one.attn.proj.channels, channels)
+        torch.testing.assert_close(one.attn.proj.channels_weight.grad, other.attn.proj.trained.weight.grad)
+        torch.testing.assert_close(one.attn.proj.channels_bias.grad, other.attn.proj.trained.bias.grad)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2)
+
+
+@pytest.mark.parametrize("name", ["LoRA r=8, qkv", "LoRA r=8, all linear", "W_O split, r=4"])
+def test_multihead_attention_cannot_be_wrapped_and_says_so(name):
+    if "LoRA" in name:
+        pytest.importorskip("peft")
+    model = Attending()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="never calls its projection"):
+        METHODS[name].prepare(model)
+    assert model.state_dict().keys() == before.keys()
+
+
+def test_lora_without_peft_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match="pip install peft"):
+        add_lora(make(), r=8, only_qkv=True)

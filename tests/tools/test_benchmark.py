@@ -1,0 +1,108 @@
+"""tools/analysis_tools/benchmark.py as a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools/analysis_tools/benchmark.py"
+SEGMENTOR = ROOT / "configs/seg/segformer_mit-b0_apla_8xb2-160k_ade20k-512x512.py"
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(TOOL), *map(str, arguments), "--rounds", "2", "--warm-up", "1"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_timm_vit(tmp_path: Path) -> None:
+    figures, picture, traces = tmp_path / "figures.json", tmp_path / "plot.png", tmp_path / "traces"
+    files = ("--json", figures, "--plot", picture, "--profile", traces)
+    only = ("--only", "full", "APLA r=0.25, b", "W_O split")
+    done = run("vit_tiny_patch16_224", "--img-size", "64", "--r", "0.25", "--recompute", "block", *only, *files)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(figures.read_text())
+    assert written["machine"]["device"] and written["arguments"]["img_size"] == 64
+    full, split, ours = written["rows"]
+    assert [row["method"] for row in (full, split, ours)] == [
+        "full fine-tuning",
+        "W_O split, r=0.25",
+        "APLA r=0.25, block",
+    ]
+    head = 192 * 150 + 150
+    backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64)
+    assert full["trained"] == sum(parameter.numel() for parameter in backbone.parameters()) + head
+    assert split["trained"] == ours["trained"] == 12 * 48 * (192 + 1) + head
+    for row in (full, split, ours):
+        assert row["gradient_bytes"] == 4 * row["trained"]
+        assert len(row["all_step_seconds"]) == 2 and row["step_seconds"] > 0
+        assert row["peak_bytes"] > 100 * 2**20
+    assert full["saved_ratio"] == full["step_ratio"] == full["peak_ratio"] == 1.0
+    assert ours["saved_ratio"] == ours["saved_bytes"] / full["saved_bytes"] < 0.1
+    assert full["backward_flops"] > 1.9 * full["forward_flops"]
+    assert split["backward_flops"] < 1.1 * split["forward_flops"] == pytest.approx(1.1 * full["forward_flops"])
+
+    header, _, *rows = [cells(line) for line in done.stdout.splitlines() if line.startswith("|")]
+    assert header[0] == "method" and header[-1] == "time, ms" and [row[0] for row in rows][1] == split["method"]
+    assert rows[2][1] == f"{ours['trained']:,}" and f"({ours['saved_ratio']:.3f})" in rows[2][2]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(folder.name for folder in traces.iterdir()) == [
+        "APLA_r=0.25_block",
+        "W_O_split_r=0.25",
+        "full_fine-tuning",
+    ]
+    assert "traceEvents" in json.loads((traces / "APLA_r=0.25_block/trace.json").read_text())
+    assert "_PartialLinearFunction" in (traces / "APLA_r=0.25_block/operators.txt").read_text()
+
+
+def test_a_whole_model_from_its_config_and_a_method_that_does_not_fit_it(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = run(SEGMENTOR, "--img-size", "64", "--r", "8", "--only", "full", "W_O split", "APLA r=8", "--json", figures)
+    assert done.returncode == 0, done.stderr
+    assert "W_O split, r=8: not measured: ValueError: nn.MultiheadAttention never calls its projection" in done.stdout
+    rows = {row["method"]: row for row in json.loads(figures.read_text())["rows"]}
+    assert list(rows) == [
+        "full fine-tuning",
+        "W_O split, r=8",
+        "APLA r=8",
+        "APLA r=8, mlp",
+        "APLA r=8, linear",
+        "APLA r=8, block",
+    ]
+    kept = [row["saved_bytes"] for row in rows.values() if "error" not in row]
+    assert sorted(kept, reverse=True) == kept
+    assert rows["APLA r=8"]["trained"] < 0.2 * rows["full fine-tuning"]["trained"]
+
+
+def test_inference_adds_the_merged_model(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    options = ("--inference", "--img-size", "32", "--r", "8", "--only", "full", "APLA", "--json", figures)
+    done = run("vit_tiny_patch16_224", *options)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(figures.read_text())["rows"]
+    assert [row["method"] for row in rows] == ["full fine-tuning", "APLA r=8", "APLA r=8, merged"]
+    assert rows[0]["step_ratio"] == 1.0 and rows[2]["step_ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["vit_tiny_patch16_224", "--only", "LoRaX"],
+            "no method's name begins so; there are ['full fine-tuning', 'head",
+        ),
+        (["vit_tiny_patch17"], "Unknown model (vit_tiny_patch17)"),
+        (["configs/seg/none.py"], "none.py"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(arguments: list[str], message: str) -> None:
+    done = run(*arguments, "--img-size", "32")
+    assert done.returncode == 1 and message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

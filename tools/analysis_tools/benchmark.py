@@ -1,0 +1,287 @@
+"""What fine-tuning costs, method by method: memory, arithmetic and time of a training step.
+
+Of a timm ViT with a linear classifier: python tools/analysis_tools/benchmark.py vit_base_patch16_224 --img-size 512
+Of a whole segmentor or detector: python tools/analysis_tools/benchmark.py configs/seg/apla_vitb_ade.py
+Weights and data are random. Needs torch and timm alone for the former, and peft where LoRA is to be measured.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import apla_mm
+from apla_mm.measure import TrainingStep, TuningMethod, interleaved_times, peak_bytes, step_cost, tuning_methods
+
+MIB = 2**20
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Classifier(nn.Module):
+    """A timm backbone and a linear classifier of 150 classes."""
+
+    def __init__(self, name: str, img_size: int) -> None:
+        super().__init__()
+        import timm
+
+        self.backbone = timm.create_model(name, num_classes=0, img_size=img_size)
+        self.head = nn.Linear(self.backbone.num_features, 150)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="name of a timm ViT, or a config file")
+    parser.add_argument("--img-size", type=int, default=512, help="height and width of the pictures (default: 512)")
+    parser.add_argument("--batch-size", type=int, default=2, help="pictures in a batch (default: 2)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="bfloat16: forward under autocast")
+    parser.add_argument("--r", nargs="+", type=number, default=[96, 8, "full"], help="channels that train, for APLA")
+    parser.add_argument("--recompute", nargs="*", default=["mlp", "linear", "block"], help="modes, with the first r")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="methods whose names begin so; the first is 1.00")
+    parser.add_argument("--rounds", type=int, default=5, help="measured steps of each method (default: 5)")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps of each before that (default: 2)")
+    parser.add_argument("--fused", action="store_true", help="fused AdamW")
+    parser.add_argument("--compile", action="store_true", help="compile the models by torch.compile")
+    parser.add_argument("--inference", action="store_true", help="time inference instead, APLA merged as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time against memory")
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a trace of a step of each method here")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.rounds < 1 or args.warm_up < 0:
+        parser.error("--rounds must be 1 or more, --warm-up 0 or more")
+    return args
+
+
+def number(text: str) -> int | float | str:
+    return "full" if text == "full" else float(text) if "." in text else int(text)
+
+
+def build_timm(args: argparse.Namespace) -> tuple[nn.Module, Callable[[], Tensor]]:
+    model = Classifier(args.model, args.img_size).to(args.device)
+    x = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=args.device)
+    y = torch.randint(150, (args.batch_size,), device=args.device)
+    forward = torch.compile(model) if args.compile else model
+    return model, lambda: nn.functional.cross_entropy(forward(x), y)
+
+
+def build_from_config(args: argparse.Namespace) -> tuple[nn.Module, Callable[[], Tensor]]:
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, init_default_scope
+
+    from apla_mm.engine.shared_options import apply_shared_options
+    from apla_mm.engine.synthetic_batch import synthetic_batch
+
+    cfg = Config.fromfile(args.model)
+    apply_shared_options(cfg, dict(crop_size=args.img_size))
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    backbone = cfg.model.backbone
+    for key in ("apla", "frozen"):
+        backbone.pop(key, None)
+    backbone.update(dict(pretrained=False) if backbone.type == "APLAViT" else dict(init_cfg=None))
+    model = MODELS.build(cfg.model).to(args.device)
+    data = model.data_preprocessor(synthetic_batch(model, args.img_size, args.batch_size), training=True)
+    forward = torch.compile(model) if args.compile else model
+
+    def loss() -> Tensor:
+        return model.parse_losses(forward(**data, mode="loss"))[0]
+
+    return model, loss
+
+
+def build(args: argparse.Namespace, method: TuningMethod) -> TrainingStep:
+    torch.manual_seed(0)
+    model, loss = (build_from_config if args.model.endswith(".py") else build_timm)(args)
+    method.prepare(model.backbone)
+    return TrainingStep(model.train(), loss, DTYPES[args.dtype], args.fused)
+
+
+def run_worker(args: argparse.Namespace, method: TuningMethod) -> None:
+    """Measure one method's memory in this process, which has no other; print it as the last line."""
+    step = build(args, method)
+    for _ in range(2):
+        step()
+    result: dict[str, Any] = dict(peak_bytes=peak_bytes(step.device))
+    if not args.compile:
+        result |= asdict(step_cost(step))
+    print(json.dumps(result))
+
+
+def in_own_process(method: TuningMethod) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, *sys.argv, "--worker", method.name], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(args: argparse.Namespace, methods: list[TuningMethod]) -> list[dict[str, Any]]:
+    rows, steps = [], {}
+    for method in methods:
+        print(f"# {method.name}", file=sys.stderr, flush=True)
+        try:
+            rows.append(dict(method=method.name, **in_own_process(method)))
+        except RuntimeError as error:
+            if not rows:  # all else is compared with it
+                raise SystemExit(f"{method.name}: {error}") from error
+            rows.append(dict(method=method.name, error=str(error)))
+            continue
+        steps[method.name] = build(args, method)
+    times = interleaved_times(steps, torch.device(args.device), args.rounds, args.warm_up)
+    if args.profile:
+        for name, step in steps.items():
+            profile(step, args.profile / name.replace(" ", "_").replace(",", ""))
+    return with_ratios(rows, times)
+
+
+def with_ratios(rows: list[dict[str, Any]], times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Ratios to the first row; of times, the median of the rounds' ratios."""
+    first = times[next(iter(times))]
+    for row in rows:
+        if "error" in row:
+            continue
+        seconds = times[row["method"]]
+        row["step_seconds"] = statistics.median(seconds)
+        row["all_step_seconds"] = seconds
+        row["step_ratio"] = statistics.median(a / b for a, b in zip(seconds, first, strict=True))
+        for key in ("saved_bytes", "peak_bytes"):
+            if key in row and rows[0].get(key):
+                row[key.replace("bytes", "ratio")] = row[key] / rows[0][key]
+    return rows
+
+
+def measure_inference(args: argparse.Namespace, methods: list[TuningMethod]) -> list[dict[str, Any]]:
+    runs = {}
+    for method in methods:
+        for merged in (False, True) if method.name.startswith("APLA") else (False,):
+            step = build(args, method)
+            if merged:
+                apla_mm.merge(step.model)
+            step.model.eval()
+            runs[method.name + (", merged" if merged else "")] = inference(step)
+    times = interleaved_times(runs, torch.device(args.device), args.rounds, args.warm_up)
+    return with_ratios([dict(method=name) for name in runs], times)
+
+
+def inference(step: TrainingStep) -> Callable[[], object]:
+    def run() -> None:
+        with torch.inference_mode():
+            step.forward()
+
+    return run
+
+
+def profile(step: TrainingStep, folder: Path) -> None:
+    """Write a trace for a viewer, and the operators by their own time."""
+    from torch.profiler import ProfilerActivity
+
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (step.device.type == "cuda")
+    with torch.profiler.profile(activities=activities) as profiler:
+        step()
+    folder.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    key = f"self_{step.device.type}_time_total"
+    (folder / "operators.txt").write_text(profiler.key_averages().table(sort_by=key, row_limit=40))
+
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "method": lambda row: row["method"],
+    "trains": lambda row: f"{row['trained']:,}",
+    "kept for backward, MiB": lambda row: f"{row['saved_bytes'] / MIB:.0f} ({row['saved_ratio']:.3f})",
+    "gradients, MiB": lambda row: f"{row['gradient_bytes'] / MIB:.1f}",
+    "AdamW, MiB": lambda row: f"{row['optimizer_bytes'] / MIB:.1f}",
+    "forward, GFLOP": lambda row: f"{row['forward_flops'] / 1e9:.3g}",
+    "backward, GFLOP": lambda row: f"{row['backward_flops'] / 1e9:.3g}",
+    "peak memory, MiB": lambda row: f"{row['peak_bytes'] / MIB:.0f} ({row['peak_ratio']:.3f})",
+    "time, ms": lambda row: f"{1e3 * row['step_seconds']:.0f} ({row['step_ratio']:.3f})",
+}
+
+
+def format_rows(rows: list[dict[str, Any]]) -> str:
+    """A table in Markdown, and below it what could not be measured."""
+    lines = []
+    for row in rows:
+        if "error" not in row:
+            lines.append([cell for show in COLUMNS.values() if (cell := try_show(show, row)) is not None])
+    kept = [title for title, show in COLUMNS.items() if try_show(show, next(r for r in rows if "error" not in r))]
+    table = [kept, *lines]
+    widths = [max(len(line[i]) for line in table) for i in range(len(kept))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    text = []
+    for first, *others in (kept, rule, *lines):
+        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        text.append(f"| {' | '.join(cells)} |")
+    text += [f"{row['method']}: not measured: {row['error']}" for row in rows if "error" in row]
+    return "\n".join(text)
+
+
+def try_show(show: Callable[[dict[str, Any]], str], row: dict[str, Any]) -> str | None:
+    try:
+        return show(row)
+    except KeyError:
+        return None
+
+
+def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for row in rows:
+        if "error" in row:
+            continue
+        ours = row["method"].startswith("APLA")
+        axes.plot(row["peak_ratio"], row["step_ratio"], "o" if ours else "s", color="tab:green" if ours else "tab:gray")
+        position = (row["peak_ratio"], row["step_ratio"])
+        axes.annotate(row["method"], position, xytext=(6, 3), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="peak memory, full fine-tuning = 1", ylabel="time of a step, full fine-tuning = 1", title=title)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=150)
+
+
+def machine(device: str) -> dict[str, Any]:
+    name = platform.processor()
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+    elif Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    return dict(device=name, threads=torch.get_num_threads(), cores=os.cpu_count(), torch=torch.__version__)
+
+
+def main() -> None:
+    args = parse_args()
+    methods = tuning_methods(args.r, [] if args.inference else args.recompute)
+    if args.worker:
+        return run_worker(args, next(method for method in methods if method.name == args.worker))
+    if args.only:
+        names = [method.name for method in methods]
+        methods = [method for method in methods if method.name.startswith(tuple(args.only))]
+        if not methods:
+            raise SystemExit(f"--only {args.only}: no method's name begins so; there are {names}")
+    rows = (measure_inference if args.inference else measure)(args, methods)
+    described = machine(args.device)
+    title = f"{Path(args.model).stem}, {args.img_size} x {args.img_size}, batch {args.batch_size}, {args.dtype}"
+    print(f"{title}; {described['device']}, {described['threads']} threads, torch {described['torch']}\n")
+    print(format_rows(rows))
+    if args.json:
+        arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+        args.json.write_text(json.dumps(dict(machine=described, arguments=arguments, rows=rows), indent=1) + "\n")
+    if args.plot:
+        plot(rows, args.plot, title)
+
+
+if __name__ == "__main__":
+    main()
