@@ -28,7 +28,7 @@ format: setup  ## Sort imports, fix what ruff can fix, and format
 	$(VENV_PYTHON) -m ruff format
 
 # Two workers with one thread each: torch's own threads would compete for the same cores.
-test: lint $(PEFT)  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
+test: lint $(PEFT)/installed  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 	PYTHONPATH=$(PEFT) $(VENV_PYTHON) -m pytest -q tests/measure/test_tuning_methods.py -k LoRA
 
@@ -36,14 +36,15 @@ test-upstream:  ## Run the tests beside the original OpenMMLab packages, in .ven
 	@tools/setup_env.sh upstream
 	OMP_NUM_THREADS=1 $(UPSTREAM_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 
-bench: setup $(PEFT)  ## Measure a training step of ViT-B by every method (BENCH_ARGS="--device cuda" adds options)
+bench: setup $(PEFT)/installed  ## Measure a training step of ViT-B by every method (BENCH_ARGS="--device cuda" adds options)
 	@mkdir -p work_dirs
 	PYTHONPATH=$(PEFT) $(VENV_PYTHON) tools/analysis_tools/benchmark.py vit_base_patch16_224 \
 		--json work_dirs/benchmark.json --plot work_dirs/benchmark.png $(BENCH_ARGS)
 
-$(PEFT): requirements/peft.txt | setup
-	rm -rf $@
-	$(VENV_PYTHON) -m pip install -q --disable-pip-version-check --no-deps --target $@ -r $<
+$(PEFT)/installed: requirements/peft.txt | setup
+	rm -rf $(PEFT)
+	$(VENV_PYTHON) -m pip install -q --disable-pip-version-check --no-deps --target $(PEFT) -r $<
+	touch $@
 
 clean:  ## Remove the environments, builds and caches; data and training runs stay
 	rm -rf .venv .venv-upstream build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(self.backbone.num_features, 150)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.backbone(x))
+        return self.head(self.backbone(x).contiguous())  # a view of one token would keep all of them
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,13 +54,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="measured steps of each method (default: 5)")
     parser.add_argument("--warm-up", type=int, default=2, help="steps of each before that (default: 2)")
     parser.add_argument("--fused", action="store_true", help="fused AdamW")
-    parser.add_argument("--compile", action="store_true", help="compile the models by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="measure each also compiled, by torch.compile")
+    parser.add_argument("--backbone-only", action="store_true", help="of a config: the backbone, and no head")
     parser.add_argument("--inference", action="store_true", help="time inference instead, APLA merged as well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time against memory")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a trace of a step of each method here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.backbone_only and not args.model.endswith(".py"):
+        parser.error("--backbone-only goes with a config")
     if args.rounds < 1 or args.warm_up < 0:
         parser.error("--rounds must be 1 or more, --warm-up 0 or more")
     return args
@@ -70,15 +73,31 @@ def number(text: str) -> int | float | str:
     return "full" if text == "full" else float(text) if "." in text else int(text)
 
 
-def build_timm(args: argparse.Namespace) -> tuple[nn.Module, Callable[[], Tensor]]:
+@dataclass(frozen=True)
+class Variant:
+    """A method, compiled or not."""
+
+    method: TuningMethod
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.method.name + ", compiled" * self.compiled
+
+
+def build_timm(args: argparse.Namespace, compiled: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
     model = Classifier(args.model, args.img_size).to(args.device)
-    x = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=args.device)
+    x = random_pictures(args)
     y = torch.randint(150, (args.batch_size,), device=args.device)
-    forward = torch.compile(model) if args.compile else model
+    forward = torch.compile(model) if compiled else model
     return model, lambda: nn.functional.cross_entropy(forward(x), y)
 
 
-def build_from_config(args: argparse.Namespace) -> tuple[nn.Module, Callable[[], Tensor]]:
+def random_pictures(args: argparse.Namespace) -> Tensor:
+    return torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=args.device)
+
+
+def build_from_config(args: argparse.Namespace, compiled: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
     from mmengine.config import Config
     from mmengine.registry import MODELS, init_default_scope
 
@@ -93,8 +112,12 @@ def build_from_config(args: argparse.Namespace) -> tuple[nn.Module, Callable[[],
         backbone.pop(key, None)
     backbone.update(dict(pretrained=False) if backbone.type == "APLAViT" else dict(init_cfg=None))
     model = MODELS.build(cfg.model).to(args.device)
+    if args.backbone_only:
+        x, part = random_pictures(args), nn.ModuleDict(dict(backbone=model.backbone))
+        run = torch.compile(part.backbone) if compiled else part.backbone
+        return part, lambda: sum(y.mean() for y in run(x))
     data = model.data_preprocessor(synthetic_batch(model, args.img_size, args.batch_size), training=True)
-    forward = torch.compile(model) if args.compile else model
+    forward = torch.compile(model) if compiled else model
 
     def loss() -> Tensor:
         return model.parse_losses(forward(**data, mode="loss"))[0]
@@ -102,43 +125,46 @@ def build_from_config(args: argparse.Namespace) -> tuple[nn.Module, Callable[[],
     return model, loss
 
 
-def build(args: argparse.Namespace, method: TuningMethod) -> TrainingStep:
+def build(args: argparse.Namespace, variant: Variant) -> TrainingStep:
     torch.manual_seed(0)
-    model, loss = (build_from_config if args.model.endswith(".py") else build_timm)(args)
-    method.prepare(model.backbone)
+    model, loss = (build_from_config if args.model.endswith(".py") else build_timm)(args, variant.compiled)
+    variant.method.prepare(model.backbone)
     return TrainingStep(model.train(), loss, DTYPES[args.dtype], args.fused)
 
 
-def run_worker(args: argparse.Namespace, method: TuningMethod) -> None:
+def run_worker(args: argparse.Namespace, variant: Variant) -> None:
     """Measure one method's memory in this process, which has no other; print it as the last line."""
-    step = build(args, method)
+    step = build(args, variant)
     for _ in range(2):
         step()
     result: dict[str, Any] = dict(peak_bytes=peak_bytes(step.device))
-    if not args.compile:
+    if variant.compiled:  # inside a graph nothing can be counted
+        result |= dict(trained=sum(p.numel() for p in step.model.parameters() if p.requires_grad))
+    else:
         result |= asdict(step_cost(step))
     print(json.dumps(result))
 
 
-def in_own_process(method: TuningMethod) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, *sys.argv, "--worker", method.name], capture_output=True, text=True)
+def in_own_process(variant: Variant) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, *sys.argv, "--worker", variant.name], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(args: argparse.Namespace, methods: list[TuningMethod]) -> list[dict[str, Any]]:
-    rows, steps = [], {}
-    for method in methods:
-        print(f"# {method.name}", file=sys.stderr, flush=True)
+def measure(args: argparse.Namespace, variants: list[Variant]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    steps: dict[str, TrainingStep] = {}
+    for variant in variants:
+        print(f"# {variant.name}", file=sys.stderr, flush=True)
         try:
-            rows.append(dict(method=method.name, **in_own_process(method)))
+            rows.append(dict(method=variant.name, **in_own_process(variant)))
         except RuntimeError as error:
             if not rows:  # all else is compared with it
-                raise SystemExit(f"{method.name}: {error}") from error
-            rows.append(dict(method=method.name, error=str(error)))
+                raise SystemExit(f"{variant.name}: {error}") from error
+            rows.append(dict(method=variant.name, error=str(error)))
             continue
-        steps[method.name] = build(args, method)
+        steps[variant.name] = build(args, variant)
     times = interleaved_times(steps, torch.device(args.device), args.rounds, args.warm_up)
     if args.profile:
         for name, step in steps.items():
@@ -162,15 +188,15 @@ def with_ratios(rows: list[dict[str, Any]], times: dict[str, list[float]]) -> li
     return rows
 
 
-def measure_inference(args: argparse.Namespace, methods: list[TuningMethod]) -> list[dict[str, Any]]:
+def measure_inference(args: argparse.Namespace, variants: list[Variant]) -> list[dict[str, Any]]:
     runs = {}
-    for method in methods:
-        for merged in (False, True) if method.name.startswith("APLA") else (False,):
-            step = build(args, method)
+    for variant in variants:
+        for merged in (False, True) if variant.name.startswith("APLA") else (False,):
+            step = build(args, variant)
             if merged:
                 apla_mm.merge(step.model)
             step.model.eval()
-            runs[method.name + (", merged" if merged else "")] = inference(step)
+            runs[variant.name + ", merged" * merged] = inference(step)
     times = interleaved_times(runs, torch.device(args.device), args.rounds, args.warm_up)
     return with_ratios([dict(method=name) for name in runs], times)
 
@@ -211,44 +237,43 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def format_rows(rows: list[dict[str, Any]]) -> str:
     """A table in Markdown, and below it what could not be measured."""
+    measured = [row for row in rows if "error" not in row]
+    columns = {title: [show_or_nothing(show, row) for row in measured] for title, show in COLUMNS.items()}
+    columns = {title: cells for title, cells in columns.items() if any(cells)}
     lines = []
-    for row in rows:
-        if "error" not in row:
-            lines.append([cell for show in COLUMNS.values() if (cell := try_show(show, row)) is not None])
-    kept = [title for title, show in COLUMNS.items() if try_show(show, next(r for r in rows if "error" not in r))]
-    table = [kept, *lines]
-    widths = [max(len(line[i]) for line in table) for i in range(len(kept))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    text = []
-    for first, *others in (kept, rule, *lines):
-        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
-        text.append(f"| {' | '.join(cells)} |")
+    for title, cells in columns.items():
+        width = max(map(len, (title, *cells)))
+        left = title == "method"
+        rule = "-" * width if left else "-" * (width - 1) + ":"
+        lines.append([cell.ljust(width) if left else cell.rjust(width) for cell in (title, rule, *cells)])
+    text = [f"| {' | '.join(line)} |" for line in zip(*lines, strict=True)]
     text += [f"{row['method']}: not measured: {row['error']}" for row in rows if "error" in row]
     return "\n".join(text)
 
 
-def try_show(show: Callable[[dict[str, Any]], str], row: dict[str, Any]) -> str | None:
+def show_or_nothing(show: Callable[[dict[str, Any]], str], row: dict[str, Any]) -> str:
     try:
         return show(row)
     except KeyError:
-        return None
+        return ""
 
 
 def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for row in rows:
-        if "error" in row:
-            continue
+    measured = [row for row in rows if "error" not in row]
+    for i, row in enumerate(measured):
         ours = row["method"].startswith("APLA")
-        axes.plot(row["peak_ratio"], row["step_ratio"], "o" if ours else "s", color="tab:green" if ours else "tab:gray")
+        style = dict(marker="o" if ours else "s", color=f"C{i % 10}", markeredgecolor="black" if ours else "none")
         position = (row["peak_ratio"], row["step_ratio"])
-        axes.annotate(row["method"], position, xytext=(6, 3), textcoords="offset points", fontsize=8)
+        axes.plot(*position, linestyle="none", markersize=9, label=f"{i + 1}  {row['method']}", **style)
+        axes.annotate(str(i + 1), position, xytext=(6, 4), textcoords="offset points", fontsize=9)
     axes.set(xlabel="peak memory, full fine-tuning = 1", ylabel="time of a step, full fine-tuning = 1", title=title)
     axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=150)
+    figure.legend(loc="outside right center", fontsize=8)
+    figure.savefig(file, dpi=110)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -264,14 +289,15 @@ def machine(device: str) -> dict[str, Any]:
 def main() -> None:
     args = parse_args()
     methods = tuning_methods(args.r, [] if args.inference else args.recompute)
+    variants = [Variant(method, compiled) for method in methods for compiled in (False, True)[: 1 + args.compile]]
     if args.worker:
-        return run_worker(args, next(method for method in methods if method.name == args.worker))
+        return run_worker(args, next(variant for variant in variants if variant.name == args.worker))
     if args.only:
         names = [method.name for method in methods]
-        methods = [method for method in methods if method.name.startswith(tuple(args.only))]
-        if not methods:
+        variants = [variant for variant in variants if variant.name.startswith(tuple(args.only))]
+        if not variants:
             raise SystemExit(f"--only {args.only}: no method's name begins so; there are {names}")
-    rows = (measure_inference if args.inference else measure)(args, methods)
+    rows = (measure_inference if args.inference else measure)(args, variants)
     described = machine(args.device)
     title = f"{Path(args.model).stem}, {args.img_size} x {args.img_size}, batch {args.batch_size}, {args.dtype}"
     print(f"{title}; {described['device']}, {described['threads']} threads, torch {described['torch']}\n")
