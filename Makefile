@@ -30,6 +30,7 @@ format: setup  ## Sort imports, fix what ruff can fix, and format
 # Two workers with one thread each: torch's own threads would compete for the same cores.
 test: lint $(PEFT)/installed  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
+	PYTHONPATH=$(PEFT) $(VENV_PYTHON) -c 'import apla_mm, peft'
 	PYTHONPATH=$(PEFT) $(VENV_PYTHON) -m pytest -q tests/measure/test_tuning_methods.py -k LoRA
 
 test-upstream:  ## Run the tests beside the original OpenMMLab packages, in .venv-upstream
@@ -37,9 +38,8 @@ test-upstream:  ## Run the tests beside the original OpenMMLab packages, in .ven
 	OMP_NUM_THREADS=1 $(UPSTREAM_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 
 bench: setup $(PEFT)/installed  ## Measure a training step of ViT-B by every method (BENCH_ARGS="--device cuda" adds options)
-	@mkdir -p work_dirs
 	PYTHONPATH=$(PEFT) $(VENV_PYTHON) tools/analysis_tools/benchmark.py vit_base_patch16_224 \
-		--json work_dirs/benchmark.json --plot work_dirs/benchmark.png $(BENCH_ARGS)
+		--json work_dirs/benchmark.json $(BENCH_ARGS)
 
 $(PEFT)/installed: requirements/peft.txt | setup
 	rm -rf $(PEFT)

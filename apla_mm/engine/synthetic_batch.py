@@ -31,7 +31,7 @@ def synthetic_batch(model: Any, size: int, batch_size: int, seed: int = 0) -> di
         from mmseg.structures import SegDataSample
 
         for _ in inputs:
-            labels = draw(model.decode_head.num_classes, 1, size, size)
+            labels = draw(model.num_classes, 1, size, size)
             samples.append(SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels)))
         return dict(inputs=inputs, data_samples=samples)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 from .saved_tensors import SavedTensors
 
@@ -22,8 +22,14 @@ def _attention_backward_flops(dy: _Shape, q: _Shape, k: _Shape, v: _Shape, *args
     return sdpa_backward_flop_count(dy, q, k, v)
 
 
-# torch knows those of the GPU kernels alone
-_CPU_ATTENTION = {
+def _convolution_backward_flops(dy: _Shape, x: _Shape, w: _Shape, *args: Any, **kwargs: Any) -> int:
+    transposed, wanted = args[4], args[7]
+    return conv_flop_count(list(x), list(w), list(dy), transposed) * sum(wanted[:2])
+
+
+# What torch does not know, the attention kernel of CPUs, and what it counts without regard to groups.
+_FORMULAS = {
+    torch.ops.aten.convolution_backward: _convolution_backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
@@ -68,7 +74,7 @@ class StepCost:
 
     Attributes:
         trained: Parameters that train.
-        saved_bytes: Kept from forward to backward, each storage once, parameters left out.
+        saved_bytes: Kept from forward to backward, each storage once, parameters and buffers left out.
         gradient_bytes: Gradients of the trained parameters.
         optimizer_bytes: The optimizer's states of them.
         forward_flops: Of matrix products, convolutions and attention; a multiplication and an addition count as two.
@@ -84,10 +90,10 @@ class StepCost:
 
 
 def step_cost(step: TrainingStep) -> StepCost:
-    """Take two steps, and count.
+    """Take a step, then count what another forward and backward pass need.
 
     Args:
-        step: Not compiled.
+        step: Of a model that is not compiled.
     """
     step()
     trained = [parameter for parameter in step.model.parameters() if parameter.requires_grad]
@@ -95,12 +101,12 @@ def step_cost(step: TrainingStep) -> StepCost:
     states = [value for state in step.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     gradient_bytes, optimizer_bytes = (sum(t.untyped_storage().nbytes() for t in ts) for ts in (gradients, states))
     step.optimizer.zero_grad()
-    with SavedTensors(ignore=step.model.parameters()) as saved:
+    with SavedTensors(ignore=[*step.model.parameters(), *step.model.buffers()]) as saved:
         loss = step.forward()
     del loss
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as forward:
+    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as forward:
         loss = step.forward()
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as backward:
+    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as backward:
         loss.backward()
     step.optimizer.zero_grad()
     return StepCost(
@@ -148,7 +154,10 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory this process has had: the device's own count on a GPU, else what was resident in main memory."""
+    """The most memory that this process has had, in bytes.
+
+    On a GPU it is the device's own count, of tensors; else what was resident in main memory, with code and libraries.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with open("/proc/self/status") as status:

@@ -85,7 +85,7 @@ def add_lora(backbone: nn.Module, r: int, only_qkv: bool) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("LoRA is measured as peft does it: pip install peft") from error
+        raise ImportError("LoRA is measured as peft does it, which is not installed: pip install peft") from error
     _check_projections_are_called(backbone)
     names = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
     if only_qkv:

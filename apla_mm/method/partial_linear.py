@@ -11,6 +11,11 @@ from torch.autograd.function import once_differentiable
 from .stand_in import StandIn
 
 
+def _is_exporting() -> bool:
+    exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
+    return bool(exporting()) if exporting else torch.compiler.is_compiling()
+
+
 class _PartialLinearFunction(torch.autograd.Function):
     """``y = x W^T + b`` whose backward computes the gradient of the rows ``channels`` of W and b alone."""
 
@@ -157,8 +162,7 @@ class PartialLinear(StandIn, nn.Linear):
                 "adapt with r='full' to train all of it, or merge the model first"
             )
         trained = self.trained
-        if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
-            # torch.export, which refuses a graph that writes to weights
+        if _is_exporting():  # into a graph, which may not write to weights
             weight, bias = trained.synced(self.weight, self.bias)
         else:
             self.sync()

@@ -12,13 +12,16 @@ from .projections import find_projections
 
 MODES = ("none", "mlp", "linear", "block")
 _DERIVED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
-_PLAIN: dict[type[nn.Module], type[nn.Module]] = {}
+_KIND: dict[type[nn.Module], tuple[type[nn.Module], type[nn.Module]]] = {}
 
 
 class _Recomputed(nn.Module):
     """Keeps its inputs alone; what its forward computes in between is computed again in backward."""
 
     _options: dict[str, Any] = {}
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _unpickle, _KIND[type(self)], self.__dict__
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -59,6 +62,9 @@ class _RecomputedButAttention(_Recomputed):
 class _RememberedNorm(nn.Module):
     """Tells of its output what it was made from."""
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _unpickle, _KIND[type(self)], self.__dict__
+
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
@@ -75,8 +81,9 @@ def set_recompute(model: nn.Module, mode: str) -> None:
     Args:
         model: Any module with attention of a known kind.
         mode: ``'none'`` keeps everything; ``'mlp'`` computes each block's MLP again, and the norm before it;
-            ``'linear'`` computes blocks again but for the attention product, and keeps their inputs and the
-            attention's output; ``'block'`` computes whole blocks again and keeps their inputs.
+            ``'linear'`` computes blocks again but for the attention, and keeps their inputs and the attention's
+            output, where that comes from ``scaled_dot_product_attention`` without dropout, otherwise it is
+            ``'block'``; ``'block'`` computes whole blocks again and keeps their inputs.
 
     Raises:
         ValueError: There is no such mode, or no blocks or MLPs of a known structure.
@@ -103,18 +110,26 @@ def set_recompute(model: nn.Module, mode: str) -> None:
 def reset_recompute(model: nn.Module) -> None:
     """Keep everything for backward again."""
     for module in model.modules():
-        if type(module) in _PLAIN:
-            module.__class__ = _PLAIN[type(module)]
+        if type(module) in _KIND:
+            module.__class__ = _KIND[type(module)][1]
 
 
 def _change(module: nn.Module, how: type[nn.Module]) -> None:
-    plain = type(module)
+    module.__class__ = _derive(how, type(module))
+
+
+def _derive(how: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
     if (how, plain) not in _DERIVED:
         # the name stays: OpenMMLab tells kinds of modules apart by it
         named = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
-        _DERIVED[how, plain] = type(plain.__name__, (how, plain), named)
-        _PLAIN[_DERIVED[how, plain]] = plain
-    module.__class__ = _DERIVED[how, plain]
+        derived = type(plain.__name__, (how, plain), named)
+        _DERIVED[how, plain], _KIND[derived] = derived, (how, plain)
+    return _DERIVED[how, plain]
+
+
+def _unpickle(how: type[nn.Module], plain: type[nn.Module]) -> nn.Module:
+    derived = _derive(how, plain)
+    return derived.__new__(derived)
 
 
 def _blocks(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:

@@ -41,7 +41,7 @@ def test_models_take_it_as_a_batch(config, losses):
 def test_the_seed_draws_it():
     model = torch.nn.Module()
     model.decode_head = torch.nn.Module()
-    model.decode_head.num_classes = 5
+    model.num_classes = 5
     one, same, other = (synthetic_batch(model, 16, 2, seed) for seed in (1, 1, 2))
     for a, b, c in zip(one["data_samples"], same["data_samples"], other["data_samples"], strict=True):
         assert torch.equal(a.gt_sem_seg.data, b.gt_sem_seg.data)

@@ -32,6 +32,15 @@ def test_attention_counts_two_products_forward_and_five_backward():
     assert (cost.forward_flops, cost.backward_flops) == (2 * product, 5 * product)
 
 
+@pytest.mark.parametrize(("groups", "trains_input"), [(1, True), (8, True), (8, False)])
+def test_each_gradient_of_a_convolution_costs_as_much_as_its_forward(groups, trains_input):
+    layer = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+    x = torch.randn(2, 8, 5, 5, requires_grad=trains_input)
+    cost = step_cost(TrainingStep(layer, lambda: layer(x).sum()))
+    assert cost.forward_flops == 2 * 2 * 25 * 8 * 8 // groups * 9
+    assert cost.backward_flops == cost.forward_flops * (1 + trains_input)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_are_those_of_plain_torch(dtype):
     layer, twin = nn.Linear(8, 8), nn.Linear(8, 8)

@@ -1,5 +1,6 @@
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -153,6 +154,17 @@ def test_copies_compute_again_too(mode):
     with SavedTensors(twin.parameters()) as other:
         z = twin(x)
     assert one.bytes == other.bytes and torch.equal(y, z)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pickles_compute_again_too(mode):
+    model = make()
+    adapt(model, r=4, recompute=mode)
+    twin = pickle.loads(pickle.dumps(model))
+    assert [type(module) for module in twin.modules()] == [type(module) for module in model.modules()]
+    x = torch.randn(2, 3, 64, 64)
+    expected, got = gradients(model, x), gradients(twin, x)
+    assert all(torch.equal(got[name], gradient) for name, gradient in expected.items())
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from apla_mm.measure import SavedTensors
 from apla_mm.method import adapt, find_projections, merge, window_attention
-from apla_mm.method.recompute import set_recompute
+from apla_mm.method.recompute import MODES, set_recompute
 from apla_mm.method.window_attention import FusedAttention
 
 PICTURES, W, WINDOW, C, HEADS = 2, 3, (2, 3), 8, 2
@@ -452,7 +452,7 @@ def test_swin_keeps_no_scores(package, monkeypatch):
     assert kept(written_out, x) - kept(fused, x) == scores[0] + 2 * scores[1] - masks
 
 
-@pytest.mark.parametrize("mode", ["mlp", "block"])
+@pytest.mark.parametrize("mode", MODES[1:])
 @pytest.mark.parametrize("package", ["mmseg", "mmdet"])
 def test_recompute(package, mode):
     model = make_swin(package, drop_path_rate=0.2, attn_drop_rate=0.2)

@@ -82,13 +82,27 @@ def test_a_whole_model_from_its_config_and_a_method_that_does_not_fit_it(tmp_pat
 
 
 def test_inference_adds_the_merged_model(tmp_path: Path) -> None:
+    figures = tmp_path / "new" / "figures.json"
+    options = ("--inference", "--img-size", "32", "--r", "8", "500", "--only", "full", "APLA", "--json", figures)
+    done = run("vit_tiny_patch16_224", *options)
+    assert done.returncode == 0, done.stderr
+    *rows, too_large, _ = json.loads(figures.read_text())["rows"]
+    assert [row["method"] for row in rows] == ["full fine-tuning", "APLA r=8", "APLA r=8, merged"]
+    assert rows[0]["step_ratio"] == 1.0 and rows[2]["step_ratio"] > 0
+    assert "r=500 does not fit" in too_large["error"]
+    assert "APLA r=500, merged: not measured: ValueError: r=500 does not fit" in done.stdout
+
+
+def test_compiled_variants_stand_beside_the_others(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    options = ("--inference", "--img-size", "32", "--r", "8", "--only", "full", "APLA", "--json", figures)
+    options = ("--img-size", "32", "--r", "8", "--recompute", "--only", "full", "APLA", "--compile", "--json", figures)
     done = run("vit_tiny_patch16_224", *options)
     assert done.returncode == 0, done.stderr
     rows = json.loads(figures.read_text())["rows"]
-    assert [row["method"] for row in rows] == ["full fine-tuning", "APLA r=8", "APLA r=8, merged"]
-    assert rows[0]["step_ratio"] == 1.0 and rows[2]["step_ratio"] > 0
+    names = ["full fine-tuning", "full fine-tuning, compiled", "APLA r=8", "APLA r=8, compiled"]
+    assert [row["method"] for row in rows] == names and all(row["step_ratio"] > 0 for row in rows)
+    assert rows[2]["trained"] == rows[3]["trained"]
+    assert "peak_bytes" in rows[2] and "peak_bytes" not in rows[3]
 
 
 @pytest.mark.parametrize(
@@ -100,9 +114,10 @@ def test_inference_adds_the_merged_model(tmp_path: Path) -> None:
         ),
         (["vit_tiny_patch17"], "Unknown model (vit_tiny_patch17)"),
         (["configs/seg/none.py"], "none.py"),
+        (["vit_tiny_patch16_224", "--inference", "--plot", "x.png"], "--inference has no memory to plot"),
     ],
 )
 def test_bad_input_is_told_in_one_line(arguments: list[str], message: str) -> None:
     done = run(*arguments, "--img-size", "32")
-    assert done.returncode == 1 and message in done.stderr.splitlines()[-1]
+    assert done.returncode in (1, 2) and message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

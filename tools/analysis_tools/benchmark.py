@@ -3,6 +3,7 @@
 Of a timm ViT with a linear classifier: python tools/analysis_tools/benchmark.py vit_base_patch16_224 --img-size 512
 Of a whole segmentor or detector: python tools/analysis_tools/benchmark.py configs/seg/apla_vitb_ade.py
 Weights and data are random. Needs torch and timm alone for the former, and peft where LoRA is to be measured.
+The first method of a table is 1.000, full fine-tuning unless --only leaves it out.
 """
 
 import argparse
@@ -18,12 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 
 import apla_mm
 from apla_mm.measure import TrainingStep, TuningMethod, interleaved_times, peak_bytes, step_cost, tuning_methods
+from apla_mm.method.recompute import MODES
 
 MIB = 2**20
+NOT_MEASURED = (
+    ValueError,
+    ImportError,
+    RuntimeError,
+)  # what a method that does not fit the model raises, or the device
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -38,7 +46,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(self.backbone.num_features, 150)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.backbone(x).contiguous())  # a view of one token would keep all of them
+        return self.head(self.backbone(x).clone())  # a view of one token would keep all of them
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,9 +56,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2, help="pictures in a batch (default: 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="bfloat16: forward under autocast")
-    parser.add_argument("--r", nargs="+", type=number, default=[96, 8, "full"], help="channels that train, for APLA")
-    parser.add_argument("--recompute", nargs="*", default=["mlp", "linear", "block"], help="modes, with the first r")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="methods whose names begin so; the first is 1.00")
+    parser.add_argument("--r", nargs="+", type=number, default=[0.125, 8, "full"], help="channels that train, for APLA")
+    modes = MODES[1:]
+    parser.add_argument("--recompute", nargs="*", choices=modes, default=modes, help="modes, with the first r")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="methods whose names begin so")
     parser.add_argument("--rounds", type=int, default=5, help="measured steps of each method (default: 5)")
     parser.add_argument("--warm-up", type=int, default=2, help="steps of each before that (default: 2)")
     parser.add_argument("--fused", action="store_true", help="fused AdamW")
@@ -64,8 +73,16 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.backbone_only and not args.model.endswith(".py"):
         parser.error("--backbone-only goes with a config")
+    if args.inference and args.model.endswith(".py") and not args.backbone_only:
+        parser.error("--inference of a config is that of the backbone: add --backbone-only")
+    if args.inference and (args.plot or args.profile):
+        parser.error("--inference has no memory to plot, and no step to profile")
     if args.rounds < 1 or args.warm_up < 0:
         parser.error("--rounds must be 1 or more, --warm-up 0 or more")
+    for file in filter(None, (args.json, args.plot)):  # before hours of work are lost
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if args.plot:
+        import matplotlib  # noqa: F401
     return args
 
 
@@ -134,37 +151,46 @@ def build(args: argparse.Namespace, variant: Variant) -> TrainingStep:
 
 def run_worker(args: argparse.Namespace, variant: Variant) -> None:
     """Measure one method's memory in this process, which has no other; print it as the last line."""
-    step = build(args, variant)
-    for _ in range(2):
+    device = torch.device(args.device)
+    result: dict[str, Any] = dict(baseline_bytes=peak_bytes(device))
+    try:
+        step = build(args, variant)
         step()
-    result: dict[str, Any] = dict(peak_bytes=peak_bytes(step.device))
-    if variant.compiled:  # inside a graph nothing can be counted
-        result |= dict(trained=sum(p.numel() for p in step.model.parameters() if p.requires_grad))
-    else:
-        result |= asdict(step_cost(step))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # compiling and tuning need more
+        step()
+        if device.type == "cuda" or not variant.compiled:  # main memory also holds the compiler
+            result["peak_bytes"] = peak_bytes(device)
+        if variant.compiled:  # inside a graph nothing can be counted
+            result["trained"] = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
+        else:
+            result |= asdict(step_cost(step))
+    except NOT_MEASURED as error:
+        result = dict(error=describe(error))
     print(json.dumps(result))
+
+
+def describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def in_own_process(variant: Variant) -> dict[str, Any]:
     done = subprocess.run([sys.executable, *sys.argv, "--worker", variant.name], capture_output=True, text=True)
+    if done.returncode < 0:
+        return dict(error=f"its process was killed by signal {-done.returncode}; out of memory?")
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        return dict(error=(done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(args: argparse.Namespace, variants: list[Variant]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    steps: dict[str, TrainingStep] = {}
-    for variant in variants:
+    for variant in variants:  # first, so that nothing else is on the device
         print(f"# {variant.name}", file=sys.stderr, flush=True)
-        try:
-            rows.append(dict(method=variant.name, **in_own_process(variant)))
-        except RuntimeError as error:
-            if not rows:  # all else is compared with it
-                raise SystemExit(f"{variant.name}: {error}") from error
-            rows.append(dict(method=variant.name, error=str(error)))
-            continue
-        steps[variant.name] = build(args, variant)
+        rows.append(dict(method=variant.name, **in_own_process(variant)))
+        if "error" in rows[0]:  # all else is compared with it
+            raise SystemExit(f"{variant.name}: {rows[0]['error']}")
+    steps = {v.name: build(args, v) for v, row in zip(variants, rows, strict=True) if "error" not in row}
     times = interleaved_times(steps, torch.device(args.device), args.rounds, args.warm_up)
     if args.profile:
         for name, step in steps.items():
@@ -189,16 +215,24 @@ def with_ratios(rows: list[dict[str, Any]], times: dict[str, list[float]]) -> li
 
 
 def measure_inference(args: argparse.Namespace, variants: list[Variant]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     runs = {}
     for variant in variants:
         for merged in (False, True) if variant.name.startswith("APLA") else (False,):
-            step = build(args, variant)
+            name = variant.name + ", merged" * merged
+            try:
+                step = build(args, variant)
+            except NOT_MEASURED as error:
+                rows.append(dict(method=name, error=describe(error)))
+                continue
             if merged:
                 apla_mm.merge(step.model)
             step.model.eval()
-            runs[variant.name + ", merged" * merged] = inference(step)
-    times = interleaved_times(runs, torch.device(args.device), args.rounds, args.warm_up)
-    return with_ratios([dict(method=name) for name in runs], times)
+            runs[name] = inference(step)
+            rows.append(dict(method=name))
+    if not runs:
+        raise SystemExit(f"{rows[0]['method']}: {rows[0]['error']}")
+    return with_ratios(rows, interleaved_times(runs, torch.device(args.device), args.rounds, args.warm_up))
 
 
 def inference(step: TrainingStep) -> Callable[[], object]:
@@ -222,15 +256,20 @@ def profile(step: TrainingStep, folder: Path) -> None:
     (folder / "operators.txt").write_text(profiler.key_averages().table(sort_by=key, row_limit=40))
 
 
+def with_ratio(row: dict[str, Any], what: str) -> str:
+    text = f"{row[f'{what}_bytes'] / MIB:.0f}"
+    return f"{text} ({row[f'{what}_ratio']:.3f})" if f"{what}_ratio" in row else text
+
+
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "method": lambda row: row["method"],
     "trains": lambda row: f"{row['trained']:,}",
-    "kept for backward, MiB": lambda row: f"{row['saved_bytes'] / MIB:.0f} ({row['saved_ratio']:.3f})",
+    "kept for backward, MiB": lambda row: with_ratio(row, "saved"),
     "gradients, MiB": lambda row: f"{row['gradient_bytes'] / MIB:.1f}",
     "AdamW, MiB": lambda row: f"{row['optimizer_bytes'] / MIB:.1f}",
     "forward, GFLOP": lambda row: f"{row['forward_flops'] / 1e9:.3g}",
     "backward, GFLOP": lambda row: f"{row['backward_flops'] / 1e9:.3g}",
-    "peak memory, MiB": lambda row: f"{row['peak_bytes'] / MIB:.0f} ({row['peak_ratio']:.3f})",
+    "peak memory, MiB": lambda row: with_ratio(row, "peak"),
     "time, ms": lambda row: f"{1e3 * row['step_seconds']:.0f} ({row['step_ratio']:.3f})",
 }
 
@@ -247,6 +286,9 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
         rule = "-" * width if left else "-" * (width - 1) + ":"
         lines.append([cell.ljust(width) if left else cell.rjust(width) for cell in (title, rule, *cells)])
     text = [f"| {' | '.join(line)} |" for line in zip(*lines, strict=True)]
+    if "baseline_bytes" in measured[0]:
+        baseline = max(row["baseline_bytes"] for row in measured) / MIB
+        text.append(f"\nPeak memory holds {baseline:.0f} MiB that a process has before there is a model.")
     text += [f"{row['method']}: not measured: {row['error']}" for row in rows if "error" in row]
     return "\n".join(text)
 
@@ -263,14 +305,15 @@ def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    measured = [row for row in rows if "error" not in row]
+    measured = [row for row in rows if "peak_ratio" in row]
     for i, row in enumerate(measured):
         ours = row["method"].startswith("APLA")
         style = dict(marker="o" if ours else "s", color=f"C{i % 10}", markeredgecolor="black" if ours else "none")
         position = (row["peak_ratio"], row["step_ratio"])
         axes.plot(*position, linestyle="none", markersize=9, label=f"{i + 1}  {row['method']}", **style)
         axes.annotate(str(i + 1), position, xytext=(6, 4), textcoords="offset points", fontsize=9)
-    axes.set(xlabel="peak memory, full fine-tuning = 1", ylabel="time of a step, full fine-tuning = 1", title=title)
+    one = f"{rows[0]['method']} = 1"
+    axes.set(xlabel=f"peak memory, {one}", ylabel=f"time of a step, {one}", title=title)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(file, dpi=110)
@@ -289,6 +332,12 @@ def machine(device: str) -> dict[str, Any]:
 def main() -> None:
     args = parse_args()
     methods = tuning_methods(args.r, [] if args.inference else args.recompute)
+    if args.device.startswith("cuda"):
+        torch.cuda.set_device(args.device)  # its events are the clock
+    if args.compile:
+        # all variants share a forward, of which torch compiles a few versions and runs the rest as they are
+        torch._dynamo.config.recompile_limit = 4 * len(methods)
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     variants = [Variant(method, compiled) for method in methods for compiled in (False, True)[: 1 + args.compile]]
     if args.worker:
         return run_worker(args, next(variant for variant in variants if variant.name == args.worker))
