@@ -4,7 +4,7 @@ from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_W
 from timm.layers import LayerNorm2d
 
 from .engine import checkpoint_reader  # noqa: F401  registers itself
-from .engine.hooks import APLAHook, DataCheckHook
+from .engine.hooks import APLAHook, DataCheckHook, StopSignalHook
 from .engine.optim_wrapper import BFloat16OptimWrapper
 from .engine.optim_wrapper_constructor import TrainableOptimWrapperConstructor
 from .models import APLAViT, SimpleFeaturePyramid
@@ -14,5 +14,6 @@ MODELS.register_module(module=SimpleFeaturePyramid)
 MODELS.register_module(name="LN2d", module=LayerNorm2d)  # for norm_cfg, under the name that mmpretrain gives its own
 HOOKS.register_module(module=APLAHook)
 HOOKS.register_module(module=DataCheckHook)
+HOOKS.register_module(module=StopSignalHook)
 OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=TrainableOptimWrapperConstructor)
 OPTIM_WRAPPERS.register_module(module=BFloat16OptimWrapper)

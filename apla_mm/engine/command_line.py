@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from .data_check import LOADERS, check_folders, datasets_of, evaluators_of
 from .hooks import DataCheckHook
+from .launching import join_processes, prepare_launch
 from .shared_options import apply_shared_options
 
 
@@ -54,15 +55,16 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         ValueError: An option's value is of the wrong kind.
+        RuntimeError: The variables that the launcher should have set are missing.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # checkpoints are pickles of strangers: mmengine's fall-back to a full unpickling is shut off
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     cfg = Config.fromfile(args.config)
-    cfg.launcher = args.launcher
     apply_shared_options(cfg, args.cfg_options)
     cfg.merge_from_dict(args.cfg_options)  # afterwards: what is set in one place by name has the last word
     _follow_data_sets(cfg, args.cfg_options)
+    prepare_launch(cfg, args.launcher)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
@@ -94,6 +96,7 @@ def build_runner(cfg: Config, loaders: Sequence[str] = LOADERS) -> Runner:
         DataError: A folder or file does not exist, or an annotation file is not in order.
     """
     check_folders(cfg, loaders)
+    join_processes(cfg)
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     for hook in runner.hooks:
         if isinstance(hook, DataCheckHook):

@@ -10,6 +10,7 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=16000, max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),
+    stop_signal=dict(type="StopSignalHook"),  # here, not below: configs replace that list
 )
 custom_hooks = [dict(type="DataCheckHook"), dict(type="APLAHook")]
 vis_backends = [dict(type="LocalVisBackend")]

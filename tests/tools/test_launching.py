@@ -1,0 +1,209 @@
+"""tools/dist_train.sh and tools/dist_test.sh with real processes, and signals to them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from test_train_and_test import CONFIG, OPTIONS, ROOT, TEST, TRAIN, write_data_set
+
+from apla_mm.engine.checkpoint_reader import load_from_local
+
+DIST_TRAIN, DIST_TEST = ROOT / "tools/dist_train.sh", ROOT / "tools/dist_test.sh"
+#: nothing is saved but by a signal
+ENDLESS = ["train_cfg.max_iters=100000", "train_cfg.val_interval=100000", "default_hooks.checkpoint.interval=100000"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "-1"}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"data_root={write_data_set(tmp_path_factory.mktemp('launching') / 'data')}"
+
+
+def command(*parts: object, options: list[str]) -> list[str]:
+    python = [sys.executable] if str(parts[0]).endswith(".py") else []
+    return [*python, *map(str, parts), "--cfg-options", *OPTIONS, *options]
+
+
+def run(*parts: object, options: list[str]) -> str:
+    done = subprocess.run(
+        command(*parts, options=options), env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-9000:]
+    return output
+
+
+@contextmanager
+def started(*parts: object, options: list[str]) -> Iterator[subprocess.Popen]:
+    """A process in a group of its own, that has trained for three iterations."""
+    process = subprocess.Popen(
+        command(*parts, options=options),
+        env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if re.search(r"Iter\(train\) \[ *3/", line):
+                break
+        else:
+            raise AssertionError("".join(seen)[-9000:])
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def saved_iteration(work_dir: Path, output: str) -> int:
+    """The iteration after which the only checkpoint was saved, by the log, its name and its content."""
+    (path,) = work_dir.glob("*.pth")
+    (told,) = re.findall(r"stopped after iteration (\d+): saved (\S+); ", output)
+    assert told == (str(load_from_local(path)["meta"]["iter"]), str(path)) and path.name == f"iter_{told[0]}.pth"
+    assert (work_dir / "last_checkpoint").read_text() == str(path)
+    return int(told[0])
+
+
+def miou(output: str, each: int) -> float:
+    (value,) = re.findall(rf"Iter\((?:val|test)\) \[{each}/{each}\].* mIoU: ([\d.]+)", output)
+    return float(value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_signal_to_every_process_saves_and_training_goes_on_from_there(data: str, tmp_path: Path) -> None:
+    workers = [data, "train_dataloader.num_workers=1", "train_dataloader.persistent_workers=True"]
+    with started(TRAIN, CONFIG, "--work-dir", tmp_path, options=[*ENDLESS, *workers]) as process:
+        os.killpg(process.pid, signal.SIGTERM)  # as Slurm does: the loader's worker too
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, output[-5000:]
+    n = saved_iteration(tmp_path, output)
+    assert n >= 3
+    longer = [data, f"train_cfg.max_iters={n + 2}"]
+    output = run(TRAIN, CONFIG, "--work-dir", tmp_path, "--resume", options=longer)
+    assert re.findall(rf"Iter\(train\) \[(\d+)/{n + 2}\]", output) == [str(n + 1), str(n + 2)]
+    assert load_from_local(tmp_path / f"iter_{n + 2}.pth")["meta"]["iter"] == n + 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_train_are_stopped_go_on_and_score_as_one(data: str, tmp_path: Path) -> None:
+    with started(DIST_TRAIN, CONFIG, 2, "--work-dir", tmp_path, options=[*ENDLESS, data]) as process:
+        process.terminate()  # torchrun, which ends its processes by the same signal
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert output.count("SIGTERM: saving after this iteration") == 2, output[-5000:]
+    n = saved_iteration(tmp_path, output)
+
+    longer = [data, f"train_cfg.max_iters={n + 2}", f"train_cfg.val_interval={n + 2}"]
+    output = run(DIST_TRAIN, CONFIG, 2, "--work-dir", tmp_path, "--resume", options=longer)
+    assert re.findall(rf"Iter\(train\) \[(\d+)/{n + 2}\]", output) == [str(n + 1), str(n + 2)]
+    assert "GPU number: 2" in output and "backend': 'gloo'" in output
+    assert re.search(r"first step: (\d+) of \1 trained tensors changed, 0 of \d+ frozen ones", output)
+    assert len(re.findall(r"SyncBN needs a GPU: \d+ layers of it run as BN", output)) == 1
+
+    checkpoint = tmp_path / f"iter_{n + 2}.pth"
+    state = load_from_local(checkpoint)["state_dict"]
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    tested = run(DIST_TEST, CONFIG, checkpoint, 2, "--work-dir", tmp_path / "two", options=[data])
+    alone = run(TEST, CONFIG, checkpoint, "--work-dir", tmp_path / "one", options=[data])
+    assert miou(tested, each=2) == miou(alone, each=4)
+
+
+def call(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / "tools" / script, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "usage"),
+    [
+        ("dist_train.sh", ["c.py"], "CONFIG GPUS [ARGUMENTS OF tools/train.py]"),
+        ("dist_test.sh", ["c.py", "x.pth"], "CONFIG CHECKPOINT GPUS [ARGUMENTS OF tools/test.py]"),
+        ("slurm_train.sh", ["debug", "job"], "PARTITION JOB_NAME CONFIG [ARGUMENTS OF tools/train.py]"),
+        ("slurm_test.sh", ["debug", "job", "c.py"], "PARTITION JOB_NAME CONFIG CHECKPOINT [ARGUMENTS OF"),
+        ("slurm_requeue.sbatch", [], "tools/slurm_requeue.sbatch CONFIG [ARGUMENTS OF tools/train.py]"),
+    ],
+)
+def test_missing_arguments_are_answered_by_a_usage_line(script: str, arguments: list[str], usage: str) -> None:
+    done = call(script, *arguments, SLURM_JOB_ID="1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: ") and usage in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "environment", "message"),
+    [
+        ("two", {}, "GPUS must be a number of processes, at least 1, and is 'two'"),
+        ("0", {}, "GPUS must be a number of processes, at least 1, and is '0'"),
+        ("2", {"NNODES": "2"}, "NNODES=2: set MASTER_ADDR to the address of node 0, and NODE_RANK on each node"),
+    ],
+)
+def test_wrong_settings_of_dist_train_are_named(gpus: str, environment: dict[str, str], message: str) -> None:
+    done = call("dist_train.sh", "c.py", gpus, **environment)
+    assert (done.returncode, done.stderr) == (2, f"{message}\n")
+
+
+@pytest.mark.parametrize(
+    ("environment", "meeting"),
+    [
+        ({}, "--standalone"),
+        ({"PORT": "29501"}, "--nnodes=1 --node-rank=0 --master-addr=127.0.0.1 --master-port=29501"),
+        (
+            {"NNODES": "4", "NODE_RANK": "3", "MASTER_ADDR": "a"},
+            "--nnodes=4 --node-rank=3 --master-addr=a --master-port=29500",
+        ),
+    ],
+)
+def test_dist_train_passes_on_where_processes_meet(environment: dict[str, str], meeting: str) -> None:
+    done = call("dist_train.sh", "c.py", "3", "--amp", PYTHON="echo", **environment)
+    assert done.stdout == (
+        f"-m torch.distributed.run {meeting} --nproc-per-node=3 {ROOT}/tools/train.py c.py --amp --launcher pytorch\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "tasks"),
+    [
+        ({}, "--gres=gpu:8 --ntasks=8 --ntasks-per-node=8 --cpus-per-task=5"),
+        ({"GPUS": "4"}, "--gres=gpu:4 --ntasks=4 --ntasks-per-node=4 --cpus-per-task=5"),
+        (
+            {"GPUS": "16", "GPUS_PER_NODE": "4", "CPUS_PER_TASK": "2"},
+            "--gres=gpu:4 --ntasks=16 --ntasks-per-node=4 --cpus-per-task=2",
+        ),
+        ({"GPUS_PER_NODE": "0"}, "--ntasks=1 --ntasks-per-node=1 --cpus-per-task=5"),
+        (
+            {"GPUS_PER_NODE": "0", "NTASKS": "4", "NTASKS_PER_NODE": "2"},
+            "--ntasks=4 --ntasks-per-node=2 --cpus-per-task=5",
+        ),
+    ],
+)
+def test_slurm_scripts_ask_srun_for_nodes(environment: dict[str, str], tasks: str, tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    settings = dict(environment, PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHON="python")
+    start = f"--partition=gpu --job-name=pets {tasks} --kill-on-bad-exit=1"
+    done = call("slurm_train.sh", "gpu", "pets", "c.py", "--amp", **settings)
+    assert done.stdout == f"{start} python -u {ROOT}/tools/train.py c.py --amp --launcher slurm\n"
+    settings.update(SRUN_ARGS="--time=1 -x n1", PY_ARGS="--tta --out x")
+    done = call("slurm_test.sh", "gpu", "pets", "c.py", "x.pth", **settings)
+    assert done.stdout == (
+        f"{start} --time=1 -x n1 python -u {ROOT}/tools/test.py c.py x.pth --tta --out x --launcher slurm\n"
+    )

@@ -1,0 +1,133 @@
+"""tools/slurm_*.sh and tools/slurm_requeue.sbatch under a real Slurm of two nodes, without GPUs."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from slurm_cluster import NoClusterError, slurm_cluster
+from test_launching import CONFIG, OPTIONS, ROOT, miou, saved_iteration
+from test_train_and_test import write_data_set
+
+from apla_mm.engine.checkpoint_reader import load_from_local
+
+# on a busy machine: a dozen processes start, each of which imports OpenMMLab
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("slurm")
+
+
+@pytest.fixture(scope="session")
+def data(folder: Path) -> str:
+    return f"data_root={write_data_set(folder / 'data')}"
+
+
+@pytest.fixture(scope="session")
+def environment(folder: Path) -> Iterator[dict[str, str]]:
+    (folder / "cluster").mkdir()
+    with ExitStack() as stack:
+        try:
+            environment = stack.enter_context(slurm_cluster(folder / "cluster"))
+        except NoClusterError as reason:
+            pytest.skip(f"no Slurm: {reason}")
+        yield {**environment, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+
+
+@pytest.fixture
+def call(environment: dict[str, str]) -> Callable[..., str]:
+    """Runs a command; gives all it wrote."""
+
+    def call(*command: object, **variables: str) -> str:
+        done = subprocess.run(
+            [str(part) for part in command],
+            env={**environment, **variables},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output[-9000:]
+        return output
+
+    return call
+
+
+def test_two_nodes_train_and_test_without_gpus(
+    call: Callable[..., str], data: str, folder: Path, tmp_path: Path
+) -> None:
+    nodes = dict(GPUS_PER_NODE="0", NTASKS="2", CPUS_PER_TASK="1", SRUN_ARGS="--label")
+    start = ["debug", "pets", CONFIG]
+    options = ["--cfg-options", *OPTIONS, data]
+    output = call(ROOT / "tools/slurm_train.sh", *start, "--work-dir", tmp_path, *options, **nodes)
+    assert "GPU number: 2" in output and "Distributed launcher: pytorch" in output
+    assert re.findall(r"^0: .*Iter\(train\) \[(\d)/4\]", output, re.MULTILINE) == ["1", "2", "3", "4"]
+    assert not re.findall(r"^1: .*Iter\(train\)", output, re.MULTILINE)  # the second process's log is silent
+    for node in (1, 2):
+        assert "launch task" in (folder / f"cluster/slurmd.127.0.0.{node}.log").read_text()
+
+    checkpoint = tmp_path / "iter_4.pth"
+    assert load_from_local(checkpoint)["meta"]["iter"] == 4
+    tested = call(ROOT / "tools/slurm_test.sh", *start, checkpoint, "--work-dir", tmp_path / "test", *options, **nodes)
+    assert 0 < miou(tested, each=2) <= 100
+
+
+def wait_for(pattern: str, log: Path, state: Callable[[], str]) -> None:
+    """Waits until a job's log holds the pattern."""
+    for _ in range(1000):
+        text = log.read_text() if log.exists() else ""
+        if re.search(pattern, text):
+            return
+        assert not re.search("JobState=(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL)", state()), text[-9000:]
+        time.sleep(0.2)
+    raise AssertionError(f"{pattern} did not come: {state()}\n{text[-9000:]}")
+
+
+def test_job_at_its_time_limit_saves_is_requeued_and_goes_on(
+    call: Callable[..., str], data: str, tmp_path: Path
+) -> None:
+    config, log, work = (tmp_path / name for name in ("config.py", "log.txt", "work"))
+    endless = f"_base_ = {str(CONFIG)!r}\ntrain_cfg = dict(max_iters=100000, val_interval=100000)\n"
+    config.write_text(endless)
+    options = [option for option in OPTIONS if "max_iters" not in option and "_interval" not in option]
+    submitted = call(
+        *("sbatch", "--parsable", "--partition=debug", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"),
+        *("--time=10", f"--output={log}", ROOT / "tools/slurm_requeue.sbatch", config, "--work-dir", work),
+        *("--cfg-options", *options, "default_hooks.checkpoint.interval=100000", data),
+    )
+    job = submitted.strip()
+
+    def state() -> str:
+        return call("scontrol", "show", "job", job)
+
+    wait_for(r"Iter\(train\) \[ *3/", log, state)
+    call("scancel", "--batch", "--signal=USR1", job)  # what Slurm does two minutes before the limit
+    wait_for(f"job {job} goes back into the queue", log, state)
+    first = log.read_text()
+    assert first.count("SIGUSR1: saving after this iteration") == 2
+    n = saved_iteration(work, first)
+    config.write_text(endless.replace("100000", str(n + 2)))
+    for _ in range(100):
+        if "JobState=PENDING" in state():
+            break
+        time.sleep(0.2)
+    assert "Restarts=1" in state() and "ExitCode=0:0" in state()
+    call("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm lets requeued jobs wait for two minutes
+
+    wait_for(r"Iter\(val\) \[2/2\].* mIoU", log, lambda: "")
+    second = log.read_text()[len(first) :]
+    assert f"resumed epoch: 0, iter: {n}" in second
+    assert re.findall(rf"Iter\(train\) \[(\d+)/{n + 2}\]", second) == [str(n + 1), str(n + 2)]
+    for _ in range(100):
+        if "JobState=COMPLETED" in state():
+            break
+        time.sleep(0.2)
+    assert "JobState=COMPLETED" in state() and "Restarts=1" in state()
