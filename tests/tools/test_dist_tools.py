@@ -92,7 +92,7 @@ def test_signal_to_every_process_saves_and_training_goes_on_from_there(data: str
     assert n >= 3
     longer = [data, f"train_cfg.max_iters={n + 2}"]
     output = run(TRAIN, CONFIG, "--work-dir", tmp_path, "--resume", options=longer)
-    assert re.findall(rf"Iter\(train\) \[(\d+)/{n + 2}\]", output) == [str(n + 1), str(n + 2)]
+    assert re.findall(rf"Iter\(train\) \[ *(\d+)/{n + 2}\]", output) == [str(n + 1), str(n + 2)]
     assert load_from_local(tmp_path / f"iter_{n + 2}.pth")["meta"]["iter"] == n + 2
 
 
@@ -108,7 +108,7 @@ def test_two_processes_train_are_stopped_go_on_and_score_as_one(data: str, tmp_p
 
     longer = [data, f"train_cfg.max_iters={n + 2}", f"train_cfg.val_interval={n + 2}"]
     output = run(DIST_TRAIN, CONFIG, 2, "--work-dir", tmp_path, "--resume", options=longer)
-    assert re.findall(rf"Iter\(train\) \[(\d+)/{n + 2}\]", output) == [str(n + 1), str(n + 2)]
+    assert re.findall(rf"Iter\(train\) \[ *(\d+)/{n + 2}\]", output) == [str(n + 1), str(n + 2)]
     assert "GPU number: 2" in output and "backend': 'gloo'" in output
     assert re.search(r"first step: (\d+) of \1 trained tensors changed, 0 of \d+ frozen ones", output)
     assert len(re.findall(r"SyncBN needs a GPU: \d+ layers of it run as BN", output)) == 1

@@ -125,7 +125,7 @@ def test_job_at_its_time_limit_saves_is_requeued_and_goes_on(
     wait_for(r"Iter\(val\) \[2/2\].* mIoU", log, lambda: "")
     second = log.read_text()[len(first) :]
     assert f"resumed epoch: 0, iter: {n}" in second
-    assert re.findall(rf"Iter\(train\) \[(\d+)/{n + 2}\]", second) == [str(n + 1), str(n + 2)]
+    assert re.findall(rf"Iter\(train\) \[ *(\d+)/{n + 2}\]", second) == [str(n + 1), str(n + 2)]
     for _ in range(100):
         if "JobState=COMPLETED" in state():
             break
