@@ -228,7 +228,11 @@ def _shown(names: Sequence[str], most: int = 5) -> str:
 
 
 def check_pictures(
-    pictures: Sequence[tuple[str, int, int]], time_limit: float | None, backend_args: Any = None, **how: str
+    pictures: Sequence[tuple[str, int, int]],
+    time_limit: float | None,
+    backend_args: Any = None,
+    unreadable: list[str] | None = None,
+    **how: str,
 ) -> int:
     """Check that pictures can be read and have the sizes that the annotation file gives.
 
@@ -239,6 +243,7 @@ def check_pictures(
         pictures: File, width and height of each.
         time_limit: Seconds, None for all pictures.
         backend_args: Where they are kept, as in mmengine's data sets.
+        unreadable: Takes what is said of files that cannot be read; None raises it.
         how: Arguments of mmcv.imfrombytes.
 
     Returns:
@@ -269,4 +274,4 @@ def check_pictures(
             f"expected equal sizes; {cure}"
         )
 
-    return check_evenly(pictures, check, time_limit)
+    return check_evenly(pictures, check, time_limit, unreadable)

@@ -21,6 +21,10 @@ class DataError(ValueError):
     """The data are not as the config says; the message names the file and what was expected."""
 
 
+class UnreadableError(DataError):
+    """A picture or label map cannot be read."""
+
+
 def check_folders(cfg: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -> None:
     """Check that the folders and annotation files that a config names exist and are not empty.
 
@@ -104,7 +108,9 @@ def _suffix(dataset: Mapping[str, Any], scope: str | None) -> str | None:
     return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
 
 
-def check_segmentation(infos: Sequence[Mapping[str, Any]], num_classes: int, time_limit: float | None) -> int:
+def check_segmentation(
+    infos: Sequence[Mapping[str, Any]], num_classes: int, time_limit: float | None, unreadable: list[str] | None = None
+) -> int:
     """Check that pictures and label maps can be read, match in size, and hold known classes only.
 
     Files are all looked for first. Then they are read in an order spread evenly over the data set, by threads, until
@@ -115,6 +121,7 @@ def check_segmentation(infos: Sequence[Mapping[str, Any]], num_classes: int, tim
             ``label_map``).
         num_classes: Number of classes.
         time_limit: Seconds, None for all samples.
+        unreadable: See :func:`check_evenly`.
 
     Returns:
         How many samples were read.
@@ -127,20 +134,32 @@ def check_segmentation(infos: Sequence[Mapping[str, Any]], num_classes: int, tim
             path = info.get(key)
             if path is not None and is_local(path) and not Path(path).is_file():
                 raise DataError(f"the {what} '{path}' is missing; '{info['img_path']}' needs it")
-    return check_evenly(infos, lambda info: _check_sample(info, num_classes), time_limit)
+    return check_evenly(infos, lambda info: _check_sample(info, num_classes), time_limit, unreadable)
 
 
-def check_evenly(samples: Sequence[T], check: Callable[[T], object], time_limit: float | None) -> int:
+def check_evenly(
+    samples: Sequence[T], check: Callable[[T], object], time_limit: float | None, unreadable: list[str] | None = None
+) -> int:
     """Check samples in an order spread evenly over all of them, by threads, until the time is over.
 
     Args:
         samples: What to check.
         check: Raises what is wrong with a sample.
         time_limit: Seconds, None for all samples.
+        unreadable: Takes what is said of files that cannot be read; None raises it.
 
     Returns:
         How many samples were checked.
     """
+
+    def check_one(sample: T) -> None:
+        try:
+            check(sample)
+        except UnreadableError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(str(error))
+
     # the golden ratio's multiples are spread evenly, wherever the time runs out
     order = np.argsort((np.arange(len(samples)) * 0.6180339887498949) % 1.0)
     deadline = None if time_limit is None else time.monotonic() + time_limit
@@ -150,7 +169,7 @@ def check_evenly(samples: Sequence[T], check: Callable[[T], object], time_limit:
             if deadline is not None and time.monotonic() > deadline:
                 break
             chunk = order[start : start + 64]
-            list(pool.map(lambda i: check(samples[i]), chunk))
+            list(pool.map(lambda i: check_one(samples[i]), chunk))
             checked += len(chunk)
     return checked
 
@@ -191,12 +210,12 @@ def read_picture(path: str, what: str, backend_args: Any = None, **how: str) -> 
         how: Arguments of mmcv.imfrombytes.
 
     Raises:
-        DataError: It cannot be read.
+        UnreadableError: It cannot be read.
     """
     try:
         array = mmcv.imfrombytes(get(path, backend_args=backend_args), **how)
     except Exception as error:
-        raise DataError(f"the {what} '{path}' cannot be read: {error}") from error
+        raise UnreadableError(f"the {what} '{path}' cannot be read: {error}") from error
     if array is None:
-        raise DataError(f"the {what} '{path}' cannot be read: it is no picture, or cut off")
+        raise UnreadableError(f"the {what} '{path}' cannot be read: it is no picture, or cut off")
     return array

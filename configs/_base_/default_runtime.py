@@ -8,12 +8,14 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=16000, max_keep_ckpts=2),
+    checkpoint=dict(type="AtomicCheckpointHook", by_epoch=False, interval=16000, max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    stop_signal=dict(type="StopSignalHook"),  # here, not below: configs replace that list
+    # here, not below: configs replace that list
+    finite_loss=dict(type="FiniteLossHook"),
+    resume_check=dict(type="ResumeCheckHook"),
+    stop_signal=dict(type="StopSignalHook"),
 )
 custom_hooks = [dict(type="DataCheckHook"), dict(type="APLAHook")]
-vis_backends = [dict(type="LocalVisBackend")]
 log_processor = dict(by_epoch=False)
 log_level = "INFO"
 load_from = None

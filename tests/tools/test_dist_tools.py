@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train_and_test import CONFIG, OPTIONS, ROOT, TEST, TRAIN, write_data_set
+from small_run import CONFIG, OPTIONS, ROOT, TEST, TRAIN, miou, saved_iteration, write_data_set
 
 from apla_mm.engine.checkpoint_reader import load_from_local
 
@@ -64,20 +64,6 @@ def started(*parts: object, options: list[str]) -> Iterator[subprocess.Popen]:
     finally:
         process.kill()
         process.communicate()
-
-
-def saved_iteration(work_dir: Path, output: str) -> int:
-    """The iteration after which the only checkpoint was saved, by the log, its name and its content."""
-    (path,) = work_dir.glob("*.pth")
-    (told,) = re.findall(r"stopped after iteration (\d+): saved (\S+); ", output)
-    assert told == (str(load_from_local(path)["meta"]["iter"]), str(path)) and path.name == f"iter_{told[0]}.pth"
-    assert (work_dir / "last_checkpoint").read_text() == str(path)
-    return int(told[0])
-
-
-def miou(output: str, each: int) -> float:
-    (value,) = re.findall(rf"Iter\((?:val|test)\) \[{each}/{each}\].* mIoU: ([\d.]+)", output)
-    return float(value)
 
 
 @pytest.mark.slow

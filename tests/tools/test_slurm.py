@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import NoClusterError, slurm_cluster
-from test_dist_tools import CONFIG, OPTIONS, ROOT, miou, saved_iteration
-from test_train_and_test import write_data_set
+from small_run import CONFIG, OPTIONS, ROOT, miou, saved_iteration, write_data_set
 
 from apla_mm.engine.checkpoint_reader import load_from_local
 

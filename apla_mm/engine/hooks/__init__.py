@@ -1,7 +1,17 @@
 """Hooks for mmengine's Runner."""
 
 from .apla_hook import APLAHook
+from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .data_check_hook import DataCheckHook
+from .finite_loss_hook import FiniteLossHook
+from .resume_check_hook import ResumeCheckHook
 from .stop_signal_hook import StopSignalHook
 
-__all__ = ["APLAHook", "DataCheckHook", "StopSignalHook"]
+__all__ = [
+    "APLAHook",
+    "AtomicCheckpointHook",
+    "DataCheckHook",
+    "FiniteLossHook",
+    "ResumeCheckHook",
+    "StopSignalHook",
+]

@@ -1,6 +1,7 @@
 """The hook that looks at the data before an hour is spent."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -24,7 +25,8 @@ class DataCheckHook(Hook):
     unreadable picture; a label map of another size than its picture, or with a label outside the classes; in COCO's
     format an annotation that refers to nothing, a box outside its picture, a mask that is none, classes that are not
     the file's categories in the file's order; a head with another number of classes than the data set. With several
-    processes each reads its share of the pictures, and the first one the annotation files.
+    processes each reads its share of the pictures, and the first one the annotation files. Training pictures that
+    cannot be read are only told where ResumableTrainLoop is set to skip them.
 
     Args:
         time_limit: Seconds for reading each data set's pictures; what is not reached is not read, and the log says so.
@@ -67,6 +69,8 @@ class DataCheckHook(Hook):
         self._check(runner, "test_dataloader", runner.test_dataloader)
 
     def _check(self, runner: Runner, name: str, loader: Any) -> None:
+        skips = name == "train_dataloader" and getattr(runner.train_loop, "skip_unreadable", False)
+        unreadable: list[str] | None = [] if skips else None
         for dataset in _unwrapped(loader.dataset):
             if not len(dataset):
                 raise DataError(f"{name}: the data set is empty; {_where(dataset)}")
@@ -76,10 +80,17 @@ class DataCheckHook(Hook):
                 if name not in self._checked and is_coco(type(dataset), plain=True):
                     self._check_annotations(runner, name, dataset)
                 self._check_heads(runner, name, dataset)
-                self._check_pictures(name, dataset)
+                self._check_pictures(name, dataset, unreadable)
             elif "seg_map_path" in dataset.get_data_info(0) and dataset.metainfo.get("classes"):
                 self._check_heads(runner, name, dataset)
-                self._check_label_maps(name, dataset)
+                self._check_label_maps(name, dataset, unreadable)
+        if unreadable is not None:
+            told = [text for texts in all_gather_object(unreadable) for text in texts]
+            if told:
+                text = (
+                    f"{name}: {len(told)} samples will be skipped, as train_cfg.skip_unreadable says: {'; '.join(told)}"
+                )
+                print_log(text, logger="current", level=logging.WARNING)
 
     def _check_annotations(self, runner: Runner, name: str, dataset: Any) -> None:
         evaluators = [] if name == "train_dataloader" else evaluators_of(runner.cfg, name)
@@ -113,19 +124,20 @@ class DataCheckHook(Hook):
                     "num_classes of every head, or the data set's metainfo.classes"
                 )
 
-    def _check_label_maps(self, name: str, dataset: Any) -> None:
+    def _check_label_maps(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
         infos = [dataset.get_data_info(i) for i in _share(dataset)]
         classes = len(dataset.metainfo["classes"])
-        self._log(name, _together(lambda: check_segmentation(infos, classes, self.time_limit)), len(infos))
+        read = _together(lambda: check_segmentation(infos, classes, self.time_limit, unreadable))
+        self._log(name, read, len(infos))
 
-    def _check_pictures(self, name: str, dataset: Any) -> None:
+    def _check_pictures(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
         infos = (dataset.get_data_info(i) for i in _share(dataset))
         pictures = [(info["img_path"], info["width"], info["height"]) for info in infos]
         how = dict(flag="color", backend="cv2")
         for step in _steps(dataset.pipeline):
             if hasattr(step, "color_type"):
                 how = dict(flag=step.color_type, backend=step.imdecode_backend)
-        read = _together(lambda: check_pictures(pictures, self.time_limit, dataset.backend_args, **how))
+        read = _together(lambda: check_pictures(pictures, self.time_limit, dataset.backend_args, unreadable, **how))
         self._log(name, read, len(pictures))
 
     def _log(self, name: str, read: int, count: int) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -12,21 +11,24 @@ import torch
 import torch.distributed
 from mmengine.device import get_device
 from mmengine.dist import barrier, get_world_size, is_main_process
+from mmengine.fileio import join_path, put_text
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from .atomic_checkpoint_hook import accumulated_iterations
 from .loader_workers import shield_workers
 
 
 class StopSignalHook(Hook):
     """Saves a checkpoint when training is told to stop, and leaves.
 
-    After the first of the signals in any process, all of them finish the same iteration (of training, or of the
-    validation in between), save as the config's CheckpointHook does, and leave with the exit code 128 + the signal's
-    number: 130 for SIGINT, 138 for SIGUSR1, 143 for SIGTERM. ``tools/train.py CONFIG --resume`` goes on from there; a
-    validation that was cut short is left out. A second Ctrl-C ends a process at once, and so does any signal before
-    the first iteration.
+    After the first of the signals in any process, all of them finish the same iteration (of training, with those whose
+    gradients are accumulated, or of the validation in between), save as the config's CheckpointHook does, and leave
+    with the exit code 128 + the signal's number: 130 for SIGINT, 138 for SIGUSR1, 143 for SIGTERM.
+    ``tools/train.py CONFIG --resume`` goes on from there; a validation that was cut short is then done by
+    ResumableTrainLoop and left out by mmengine's loops. A second Ctrl-C ends a process at once, and so does any signal
+    before the first iteration.
 
     Where checkpoints are saved by epochs, the one saved here lies beside them as ``iter_N.pth``, and the epoch that was
     cut short begins again with its weights.
@@ -46,7 +48,7 @@ class StopSignalHook(Hook):
             raise ValueError(f"StopSignalHook: there is no signal {', '.join(unknown)}; names are such as 'SIGUSR1'")
         self.signals = [signal.Signals[name] for name in signals]
         self._before: dict[signal.Signals, Any] = {}
-        self._received = 0
+        self._received = self._leaving = 0
         self._asked: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
         self._val_steps = 0
         # here, since mmengine 0.10.7 starts the workers of its loaders before it calls any hook
@@ -66,8 +68,12 @@ class StopSignalHook(Hook):
         Raises:
             SystemExit: It was.
         """
-        if self.signals and (number := self._agreed()):
-            self._leave(runner, number, runner.iter + 1)
+        if not self.signals:
+            return
+        self._leaving = self._leaving or self._agreed()
+        # gradients that are still being accumulated would be lost
+        if self._leaving and (runner.iter + 1) % accumulated_iterations(runner) == 0:
+            self._leave(runner, self._leaving, runner.iter + 1)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Count the iterations that all processes have."""
@@ -171,5 +177,5 @@ def _save(runner: Runner, done: int) -> str | None:
         **hook.args,
     )
     if is_main_process():
-        Path(runner.work_dir, "last_checkpoint").write_text(path)
+        put_text(path, join_path(runner.work_dir, "last_checkpoint"))
     return path

@@ -9,7 +9,7 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=1000),
     dict(type="MultiStepLR", by_epoch=False, begin=0, end=90000, milestones=[60000, 82500], gamma=0.1),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=90000, val_interval=7500)
+train_cfg = dict(type="ResumableTrainLoop", max_iters=90000, val_interval=7500)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 auto_scale_lr = dict(enable=False, base_batch_size=16)

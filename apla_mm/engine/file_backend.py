@@ -1,0 +1,70 @@
+"""Files that are whole or not there."""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's files on a local disk, written beside their place and then renamed.
+
+    A process that is killed, or a disk that is full, leaves the file that was there before; the file is on the disk,
+    not in the system's memory, when writing returns.
+    """
+
+    def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
+        """Write bytes to a file, making its folder if needed.
+
+        Args:
+            obj: What to write.
+            filepath: Where.
+
+        Raises:
+            OSError: It cannot be written; what was there before is still there.
+        """
+        path = Path(filepath)
+        aside = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(aside, "wb") as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            with suppress(OSError):
+                aside.unlink()
+            raise OSError(
+                error.errno, f"{os.strerror(error.errno or 0)}: not written{_room(len(obj), path.parent)}", str(path)
+            ) from error
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        """Write text to a file; see :meth:`put`."""
+        self.put(obj.encode(encoding), filepath)
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # some file systems open no folders
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _room(size: int, folder: Path) -> str:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    return f"; it needs {size / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are free"
+
+
+# the backend of mmengine's name, for checkpoints and all else that goes through its file module
+register_backend("local", AtomicLocalBackend, force=True, prefixes="")

@@ -1,0 +1,117 @@
+"""Checkpoints that are there whenever a process ends."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import join_path, put_text
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.runner import Runner, find_latest_checkpoint
+
+
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, that removes old checkpoints after the new one is on the disk, not before.
+
+    So there is a whole checkpoint at any moment, ``last_checkpoint`` names it, and a disk that is full costs nothing
+    but what came after it. For a moment the disk holds one more than ``max_keep_ckpts``, and two best ones.
+
+    Args:
+        **kwargs: Arguments of mmengine's hook.
+    """
+
+    file_backend: Any
+
+    def before_train(self, runner: Runner) -> None:
+        """Say where checkpoints would lose gradients."""
+        super().before_train(runner)
+        count = accumulated_iterations(runner)
+        if not self.by_epoch and self.interval > 0 and self.interval % count:
+            print_log(
+                f"a run that is resumed loses gradients: checkpoints every {self.interval} iterations fall between the "
+                f"{count} that are accumulated; set default_hooks.checkpoint.interval to a multiple of {count}",
+                logger="current",
+                level=logging.WARNING,
+            )
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        outdated = None
+        if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated = self.keep_ckpt_ids.popleft()
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+        except OSError as error:
+            raise RuntimeError(f"'{self.last_ckpt}' could not be saved: {error}; {last_checkpoint(runner)}") from error
+        if is_main_process():
+            put_text(self.last_ckpt, join_path(runner.work_dir, "last_checkpoint"))
+            if outdated is not None:
+                _remove(
+                    self.file_backend, self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated))
+                )
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        with self._removing_afterwards():
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextmanager
+    def _removing_afterwards(self) -> Iterator[None]:
+        backend = self.file_backend
+        self.file_backend = later = _RemovesLater(backend)
+        try:
+            yield
+        finally:
+            self.file_backend = backend
+        for path in later.paths:
+            _remove(backend, path)
+
+
+class _RemovesLater:
+    """A file backend that only notes what is to be removed."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.paths: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def remove(self, path: str) -> None:
+        self.paths.append(path)
+
+    rmtree = remove
+
+
+def accumulated_iterations(runner: Runner) -> int:
+    """How many iterations' gradients make one step of the optimizer."""
+    return getattr(runner.optim_wrapper, "_accumulative_counts", 1)
+
+
+def last_checkpoint(runner: Runner) -> str:
+    """What an error says of the last checkpoint that is whole."""
+    path = find_latest_checkpoint(runner.work_dir)
+    return f"the last checkpoint is '{path}', and --resume goes on from it" if path else "there is no checkpoint yet"
+
+
+def _remove(backend: Any, path: str) -> None:
+    if backend.isfile(path):
+        backend.remove(path)
+    elif backend.isdir(path):  # DeepSpeed's
+        backend.rmtree(path)

@@ -1,0 +1,169 @@
+"""The hook that lets a run go on only from a checkpoint of its own kind."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from ...measure.fingerprint import channels_of
+from ..adapt_runner import unwrapped
+
+#: what decides about the weights that training gives ...
+_COMPARED = (
+    "model",
+    "train_dataloader",
+    "train_cfg",
+    "optim_wrapper",
+    "param_scheduler",
+    "custom_hooks",
+    "auto_scale_lr",
+    "randomness",
+)
+#: ... but for where files lie, how they are read, and when is validated
+_LEFT_OUT = (
+    "*.data_root",
+    "*.backend_args*",
+    "*.file_client_args*",
+    "*.init_cfg*",
+    "*.pretrained*",
+    "*.recompute",
+    "train_dataloader.num_workers",
+    "train_dataloader.persistent_workers",
+    "train_dataloader.prefetch_factor",
+    "train_dataloader.pin_memory",
+    "train_dataloader.timeout",
+    "train_cfg.val_*",
+    "train_cfg.dynamic_intervals*",
+)
+_KEY = "apla_mm"
+
+
+class ResumeCheckHook(Hook):
+    """Compares the run that is resumed with the one that saved the checkpoint.
+
+    Checkpoints get a record of the config's parts that decide about the weights, of the number of processes, and of
+    what trains, channels included. A checkpoint whose record differs is not resumed, and nothing of it is loaded. One
+    without a record, of another tool, is resumed, and the log says that it was not compared.
+
+    Weights alone are loaded by ``load_from`` without ``resume``, from any checkpoint.
+
+    Args:
+        allow: Keys of the config, or patterns or beginnings of them such as ``'train_cfg'``, that may differ; also
+            ``'processes'``. The optimizer's settings, the schedules and the seed go on as they were saved, whatever
+            the config says now. What trains can never differ: the optimizer's state belongs to it.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, allow: str | Sequence[str] = ()) -> None:
+        self.allow = [allow] if isinstance(allow, str) else list(allow)
+        self._config: dict[str, str] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        """Keep the config as it is before anything is built of it."""
+        self._config = {
+            key: value for key, value in _flat(runner.cfg) if not any(fnmatchcase(key, out) for out in _LEFT_OUT)
+        }
+        self._config["processes"] = str(get_world_size())
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Add the record."""
+        # as text: readers of checkpoints allow plain values
+        checkpoint["meta"][_KEY] = json.dumps(dict(config=self._config, trains=_trains(runner.model)))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Compare, if the run is resumed.
+
+        Raises:
+            ValueError: The checkpoint is of another run.
+        """
+        if not getattr(runner, "_resume", False) or not self._config:
+            return
+        meta = checkpoint.get("meta") or {}
+        meta.pop("config", None)  # mmengine would run it as Python
+        if "iter" not in meta or "optimizer" not in checkpoint:
+            raise ValueError(
+                "the checkpoint holds no optimizer or iteration, and a run cannot go on from it; to start anew from "
+                "its weights leave out --resume and set load_from"
+            )
+        if _KEY not in meta:
+            print_log("resuming: the checkpoint has no record of its run, which is not compared", logger="current")
+            return
+        record = json.loads(meta[_KEY])
+        self._compare(record["config"])
+        _compare_trained(record["trains"], _trains(runner.model))
+
+    def _compare(self, then: Mapping[str, str]) -> None:
+        keys = [*then, *(key for key in self._config if key not in then)]
+        changed = [key for key in keys if then.get(key) != self._config.get(key)]
+        told = [f"{key}: {then.get(key, 'not set')} then, {self._config.get(key, 'not set')} now" for key in changed]
+        allowed = [any(fnmatchcase(key, p) or key.startswith(f"{p}.") for p in self.allow) for key in changed]
+        refused = [line for line, fine in zip(told, allowed, strict=True) if not fine]
+        if refused:
+            first = next(key for key, fine in zip(changed, allowed, strict=True) if not fine)
+            raise ValueError(
+                f"the checkpoint is of a run with other settings:\n  {_some(refused)}\nResume with those of then, or "
+                f"name what may differ, as in --cfg-options default_hooks.resume_check.allow={first.split('.')[0]}; to "
+                "start anew from its weights leave out --resume and set load_from"
+            )
+        if told:
+            print_log(f"resuming with other settings, as allowed:\n  {_some(told)}", logger="current")
+
+
+def _trains(model: Any) -> dict[str, str]:
+    """What trains, in the optimizer's order: shapes by name, channels of projections as a digest."""
+    model = unwrapped(model)
+    channels = channels_of(model)
+    found = {}
+    for name, parameter in model.named_parameters():
+        projection = name.rpartition(".trained.")[0]
+        if projection in channels:
+            digest = hashlib.sha256(json.dumps(channels[projection]).encode()).hexdigest()[:16]
+            found[f"channels of {projection}"] = f"{len(channels[projection])} ({digest})"
+        elif parameter.requires_grad:
+            found[name] = str(tuple(parameter.shape))
+    return found
+
+
+def _compare_trained(then: Mapping[str, str], now: Mapping[str, str]) -> None:
+    names = [*then, *(name for name in now if name not in then)]
+    changed = [name for name in names if then.get(name) != now.get(name)]
+    if changed:
+        told = [f"{name}: {then.get(name, 'did not train')} then, {now.get(name, 'frozen')} now" for name in changed]
+        raise ValueError(
+            f"the checkpoint is of a run in which other parameters trained:\n  {_some(told)}\nSet r, seed and channels "
+            "as then; to start anew from its weights leave out --resume and set load_from"
+        )
+
+
+def _some(lines: Sequence[str], count: int = 8) -> str:
+    rest = f"\n  and {len(lines) - count} more" if len(lines) > count else ""
+    return "\n  ".join(lines[:count]) + rest
+
+
+def _flat(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys and values, as text, of the config's compared parts."""
+    for key in _COMPARED:
+        yield from _leaves(cfg.get(key), key)
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for key, child in node.items():
+            yield from _leaves(child, f"{path}.{key}")
+    elif isinstance(node, list | tuple) and any(isinstance(child, Mapping) for child in node):
+        for i, child in enumerate(node):
+            yield from _leaves(child, f"{path}.{i}")
+    elif node is not None:
+        # lists become tuples, and back, on the way through config files
+        yield path, repr(list(node)) if isinstance(node, tuple) else _name(node)
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)

@@ -1,0 +1,146 @@
+"""Batches of training data, each of which follows from the seed and its place in training alone."""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from mmengine.dist import get_dist_info
+from mmengine.logging import print_log
+from torch.utils.data import DataLoader, Dataset
+
+from .data_check import DataError, UnreadableError, read_picture
+from .seeding import seed_all
+
+_FILES = (("picture", "img_path"), ("label map", "seg_map_path"))
+
+
+class TrainingBatches:
+    """Gives training's batches one after the other, without end, from any place on.
+
+    Indices come from the sampler as ever, which starts anew where it ends. What a pipeline draws at random follows
+    from the seed and the sample's place among all that training has read, of all processes: not from the number of
+    workers, nor from what they have read before. So it makes no difference where a run was cut; and with a sampler
+    that deals its indices out to the processes in turn, as mmengine's do, none how many processes share a batch.
+
+    Args:
+        loader: Data set, workers and collation.
+        batch_sampler: Lists of indices of this process.
+        seed: The run's seed, the same in all processes.
+        start: How many batches training has seen; their indices are passed over and nothing of them is read.
+        skip_unreadable: Whether a sample whose picture or label map cannot be read is replaced by the next one.
+    """
+
+    def __init__(
+        self, loader: DataLoader, batch_sampler: Iterable[list[int]], seed: int, start: int, skip_unreadable: bool
+    ) -> None:
+        processes: Any = loader.multiprocessing_context or multiprocessing
+        self._reader = _Reader(loader.dataset, seed, skip_unreadable, processes.Value("q", 0))
+        self._batches: Iterator[Any] = iter(
+            DataLoader(
+                self._reader,
+                batch_sampler=_Positions(batch_sampler, start),
+                num_workers=loader.num_workers,
+                collate_fn=loader.collate_fn,
+                pin_memory=loader.pin_memory,
+                timeout=loader.timeout,
+                worker_init_fn=loader.worker_init_fn,
+                multiprocessing_context=loader.multiprocessing_context,
+                prefetch_factor=loader.prefetch_factor,
+                persistent_workers=loader.persistent_workers,
+            )
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+    @property
+    def skipped(self) -> int:
+        """How many samples could not be read and were replaced, in this process and its workers, which read ahead."""
+        return self._reader.skipped.value
+
+
+class _Batch(list):
+    """Indices of a batch, and how many this process has had before them."""
+
+    before: int
+
+
+class _Positions:
+    """A batch sampler's batches, again and again, with their places."""
+
+    def __init__(self, batch_sampler: Iterable[list[int]], start: int) -> None:
+        self.batch_sampler, self.start = batch_sampler, start
+
+    def __iter__(self) -> Iterator[_Batch]:
+        number = samples = epoch = 0
+        while True:
+            first = number
+            for indices in self.batch_sampler:
+                batch = _Batch(indices)
+                batch.before = samples
+                samples, number = samples + len(batch), number + 1
+                if number > self.start:
+                    yield batch
+            if number == first:
+                raise DataError("train_dataloader: the data set gives no batch; it is empty, or smaller than a batch")
+            epoch += 1
+            if set_epoch := getattr(getattr(self.batch_sampler, "sampler", None), "set_epoch", None):
+                set_epoch(epoch)
+
+
+class _Reader(Dataset):
+    """A data set that is read by batches of indices with places."""
+
+    def __init__(self, dataset: Any, seed: int, skip_unreadable: bool, skipped: Any) -> None:
+        self.dataset, self.seed, self.skip_unreadable, self.skipped = dataset, seed, skip_unreadable, skipped
+        self.rank, self.world_size = get_dist_info()
+
+    def __getitems__(self, batch: _Batch) -> list[Any]:
+        return [self._read(i, (batch.before + k) * self.world_size + self.rank) for k, i in enumerate(batch)]
+
+    def _read(self, index: int, place: int) -> Any:
+        for step in range(len(self.dataset) if self.skip_unreadable else 1):
+            seed_all(self.seed, 0, place)
+            sample = (index + step) % len(self.dataset)
+            try:
+                return self.dataset[sample]
+            except Exception as error:
+                unreadable = _first_unreadable(self.dataset, sample)
+                if unreadable is None or not self.skip_unreadable:
+                    raise DataError(_told(self.dataset, sample, error, unreadable)) from error
+                with self.skipped.get_lock():
+                    self.skipped.value += 1
+                print_log(f"skipped: {unreadable}", logger="current")
+        raise DataError(f"train_dataloader: none of {len(self.dataset)} samples can be read")
+
+
+def _files(dataset: Any, index: int) -> dict[str, str]:
+    info: Callable[[int], Any] | None = getattr(dataset, "get_data_info", None)
+    try:
+        sample = info(index) if info else {}
+    except Exception:  # of a data set that mixes others
+        sample = {}
+    return {what: sample[key] for what, key in _FILES if sample.get(key)}
+
+
+def _first_unreadable(dataset: Any, index: int) -> str | None:
+    """What is wrong with a sample's files; None if they can be read."""
+    for what, path in _files(dataset, index).items():
+        try:
+            read_picture(path, what, getattr(dataset, "backend_args", None), flag="unchanged")
+        except UnreadableError as error:
+            return str(error)
+    return None
+
+
+def _told(dataset: Any, index: int, error: Exception, unreadable: str | None) -> str:
+    if unreadable:
+        return (
+            f"train_dataloader: {unreadable}; mend or leave out the file, or let training skip and count such ones by "
+            "train_cfg.skip_unreadable=True"
+        )
+    files = ", ".join(f"{what} '{path}'" for what, path in _files(dataset, index).items())
+    return f"train_dataloader: sample {index}{f' ({files})' if files else ''}: {type(error).__name__}: {error}"

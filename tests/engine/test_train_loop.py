@@ -1,0 +1,188 @@
+"""ResumableTrainLoop against runs that were never cut."""
+
+import contextlib
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apla_mm  # noqa: F401  before timm
+
+# isort: split
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, IterableDataset
+
+from apla_mm.engine.checkpoint_reader import load_from_local
+
+ITERATIONS = 6
+
+
+class Leaving(Exception):
+    pass
+
+
+class Leave(Hook):
+    """Ends training after an iteration, or in a validation, as an error would."""
+
+    def __init__(self, iteration: int, validating: bool = False) -> None:
+        self.iteration, self.validating = iteration, validating
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        if runner.iter + 1 == self.iteration and not self.validating:
+            raise Leaving
+
+    def after_val_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        if runner.iter == self.iteration and self.validating:
+            raise Leaving
+
+
+def lengthen(cfg: Config, work_dir: Path) -> Config:
+    """Random augmentation, dropout, stochastic depth, a mean of weights; a checkpoint after every second iteration."""
+    cfg = cfg.copy()
+    cfg.train_cfg.update(max_iters=ITERATIONS, val_interval=ITERATIONS)
+    cfg.train_dataloader.dataset.pipeline = [
+        dict(type="LoadImageFromFile"),
+        dict(type="LoadAnnotations"),
+        dict(type="RandomResize", scale=(64, 64), ratio_range=(0.5, 2.0), keep_ratio=True),
+        dict(type="RandomCrop", crop_size=(32, 32)),
+        dict(type="RandomFlip", prob=0.5),
+        dict(type="PhotoMetricDistortion"),
+        dict(type="PackSegInputs"),
+    ]
+    cfg.model.backbone.model_kwargs.drop_path_rate = 0.5
+    cfg.model.decode_head.dropout_ratio = 0.5
+    cfg.default_hooks.checkpoint = dict(type="AtomicCheckpointHook", by_epoch=False, interval=2, max_keep_ckpts=-1)
+    cfg.default_hooks.logger.interval = 1
+    cfg.custom_hooks = [dict(type="APLAHook"), dict(type="EMAHook", momentum=0.2)]
+    cfg.visualizer.vis_backends = [dict(type="LocalVisBackend")]
+    cfg.visualizer.name = cfg.experiment_name = uuid.uuid4().hex
+    cfg.work_dir = str(work_dir)
+    return cfg
+
+
+def train(cfg: Config, *hooks: Hook) -> None:
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    for hook in hooks:
+        runner.register_hook(hook, "LOWEST")
+    with contextlib.suppress(Leaving):
+        runner.train()
+
+
+def losses(work_dir: Path) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        for line in map(json.loads, log.read_text().splitlines()):
+            if "loss" in line:
+                found.setdefault(line["iter"], []).append(line["loss"])
+    return found
+
+
+def tensors(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield from tensors(child, f"{path}.{key}")
+    if isinstance(node, torch.Tensor):
+        yield path, node
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = load_from_local(one), load_from_local(other)
+    for part in ("state_dict", "ema_state_dict", "optimizer"):
+        left, right = dict(tensors(first[part])), dict(tensors(second[part]))
+        assert left and left.keys() == right.keys()
+        assert [key for key in left if not torch.equal(left[key], right[key])] == []
+    assert first["param_schedulers"] == second["param_schedulers"]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_data_set: Callable[[Path], Path],
+    make_segmentation_config: Callable[[Path, Path], Config],
+) -> tuple[Config, Path]:
+    """A config without a seed, and a run of it that was never cut; it drew a seed, which the config then has."""
+    folder = tmp_path_factory.mktemp("whole")
+    cfg = lengthen(make_segmentation_config(make_data_set(folder / "scenes"), folder), folder / "work")
+    train(cfg)
+    cfg.randomness = dict(seed=load_from_local(folder / "work/iter_2.pth")["meta"]["seed"])
+    return cfg, folder / "work"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_run_that_was_cut_gives_the_losses_and_weights_of_one_that_was_not(
+    whole: tuple[Config, Path], tmp_path: Path, workers: int
+) -> None:
+    cfg = lengthen(whole[0], tmp_path / "work")
+    cfg.train_dataloader.num_workers = workers
+    train(cfg, Leave(3))
+    assert not (tmp_path / "work/iter_4.pth").exists()
+    cfg.pop("randomness")  # the checkpoint has the seed
+    cfg.resume, cfg.experiment_name = True, uuid.uuid4().hex
+    cfg.default_hooks.resume_check.allow = "randomness"
+    train(cfg)
+    assert_same(tmp_path / f"work/iter_{ITERATIONS}.pth", whole[1] / f"iter_{ITERATIONS}.pth")
+    expected = {i: values[0] for i, values in losses(whole[1]).items()}
+    assert len(set(expected.values())) == ITERATIONS
+    assert losses(tmp_path / "work") == {i: [loss] * (2 if i == 3 else 1) for i, loss in expected.items()}
+
+
+def test_checkpoint_may_be_named(whole: tuple[Config, Path], tmp_path: Path) -> None:
+    cfg = lengthen(whole[0], tmp_path / "work")
+    cfg.resume, cfg.load_from = True, str(whole[1] / "iter_4.pth")
+    cfg.default_hooks.resume_check.allow = "randomness"
+    train(cfg)
+    assert_same(tmp_path / f"work/iter_{ITERATIONS}.pth", whole[1] / f"iter_{ITERATIONS}.pth")
+    assert list(losses(tmp_path / "work")) == [5, 6]
+
+
+def test_validation_that_was_cut_is_done_first(whole: tuple[Config, Path], tmp_path: Path) -> None:
+    cfg = lengthen(whole[0], tmp_path / "work")
+    cfg.train_cfg.val_interval = 4
+    cfg.default_hooks.checkpoint.update(save_best="mIoU")
+    train(cfg, Leave(4, validating=True))
+    work = tmp_path / "work"
+    assert not list(work.glob("best*"))
+    cfg.resume, cfg.experiment_name = True, uuid.uuid4().hex
+    train(cfg)
+    scored = [
+        line["step"]
+        for log in work.glob("*/vis_data/scalars.json")
+        for line in map(json.loads, log.read_text().splitlines())
+        if "mIoU" in line
+    ]
+    assert scored == [4, ITERATIONS]
+    assert len(list(work.glob("best_mIoU_iter_*.pth"))) == 1
+
+
+def test_loader_without_a_config_is_resumed_too(
+    tiny_classifier: Any, make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    settings = dict(train_cfg=dict(type="ResumableTrainLoop", max_iters=10), randomness=dict(seed=1))
+    start = {key: value.clone() for key, value in tiny_classifier.state_dict().items()}
+    make_runner(tiny_classifier, 10, **settings).train()
+    expected = {key: value.clone() for key, value in tiny_classifier.state_dict().items()}
+    tiny_classifier.load_state_dict(start)
+    with pytest.raises(Leaving):
+        make_runner(tiny_classifier, 3, custom_hooks=[Leave(5)], **settings).train()
+    make_runner(tiny_classifier, 3, resume=True, **settings).train()
+    assert all(torch.equal(value, expected[key]) for key, value in tiny_classifier.state_dict().items())
+
+
+def test_data_without_indices_are_refused(tiny_classifier: Any, make_runner: Callable[..., Runner]) -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Iterator[int]:
+            return iter(())
+
+    runner = make_runner(
+        tiny_classifier,
+        train_dataloader=DataLoader(Stream(), batch_size=None),
+        train_cfg=dict(type="ResumableTrainLoop", max_iters=2),
+    )
+    with pytest.raises(ValueError, match="reads data sets by indices, in batches; use IterBasedTrainLoop"):
+        runner.train()
