@@ -11,6 +11,7 @@ from .engine.hooks import (
     FiniteLossHook,
     ResumeCheckHook,
     StopSignalHook,
+    TrainingLogHook,
 )
 from .engine.optim_wrapper import BFloat16OptimWrapper
 from .engine.optim_wrapper_constructor import TrainableOptimWrapperConstructor
@@ -26,6 +27,7 @@ HOOKS.register_module(module=DataCheckHook)
 HOOKS.register_module(module=FiniteLossHook)
 HOOKS.register_module(module=ResumeCheckHook)
 HOOKS.register_module(module=StopSignalHook)
+HOOKS.register_module(module=TrainingLogHook)
 LOOPS.register_module(module=ResumableTrainLoop)
 OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=TrainableOptimWrapperConstructor)
 OPTIM_WRAPPERS.register_module(module=BFloat16OptimWrapper)

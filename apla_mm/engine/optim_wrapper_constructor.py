@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
@@ -12,8 +13,9 @@ from torch import nn
 class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's default constructor, without what is frozen and with one group for each setting.
 
-    The default makes a group of every single parameter, which keeps an optimizer from working on many at once, and
-    warns about each frozen one. The rules of ``paramwise_cfg`` are the same.
+    The default makes a group of every single parameter, which keeps an optimizer from working on many at once, writes
+    lines about each to the log, and warns about each frozen one. The rules of ``paramwise_cfg`` are the same.
+    :class:`TrainingLogHook` logs the groups.
     """
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:
@@ -34,9 +36,10 @@ class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logger = MMLogger.get_current_instance()
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # logging.disable does not reach what an MMLogger remembers of its levels
     try:
         yield
     finally:
-        logging.disable(before)
+        logger.setLevel(before)

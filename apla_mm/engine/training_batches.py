@@ -54,7 +54,16 @@ class TrainingBatches:
         return self
 
     def __next__(self) -> Any:
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except (ConnectionError, EOFError, RuntimeError) as error:
+            # torch notices the death of a worker, or fails to take a batch from it
+            if type(error) is RuntimeError and "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(
+                f"train_dataloader: a worker died: {error}; if the system ended it for want of memory, which its log "
+                "would say, a smaller num_workers or prefetch_factor helps"
+            ) from error
 
     @property
     def skipped(self) -> int:

@@ -14,6 +14,7 @@ default_hooks = dict(
     finite_loss=dict(type="FiniteLossHook"),
     resume_check=dict(type="ResumeCheckHook"),
     stop_signal=dict(type="StopSignalHook"),
+    training_log=dict(type="TrainingLogHook"),
 )
 custom_hooks = [dict(type="DataCheckHook"), dict(type="APLAHook")]
 log_processor = dict(by_epoch=False)

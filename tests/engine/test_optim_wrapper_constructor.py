@@ -1,4 +1,7 @@
+import uuid
+
 import torch
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
@@ -44,9 +47,16 @@ def test_same_settings_as_the_default_for_what_trains_and_nothing_else():
     assert rows == {"weight": 0.1, "bias": 0.0}
 
 
-def test_it_trains_and_logs_nothing_about_frozen_parameters(capfd):
+def test_it_trains_and_logs_nothing_about_single_parameters(capfd):
     model = make_model()
     adapt(model["backbone"], r=3)
+    logger = MMLogger.get_instance(uuid.uuid4().hex, log_level="INFO")
+    logger.info("a logger that has been used")
+    level = logger.level
     groups(model, "TrainableOptimWrapperConstructor", bias_decay_mult=0.0)
-    assert "skipped" not in "".join(capfd.readouterr())
-    assert torch.is_grad_enabled()
+    output = "".join(capfd.readouterr())
+    assert "skipped" not in output and "paramwise_options" not in output
+    assert torch.is_grad_enabled() and logger.level == level
+    groups(model, "DefaultOptimWrapperConstructor", bias_decay_mult=0.0)
+    output = "".join(capfd.readouterr())
+    assert "skipped" in output and "paramwise_options" in output

@@ -6,6 +6,7 @@ from .data_check_hook import DataCheckHook
 from .finite_loss_hook import FiniteLossHook
 from .resume_check_hook import ResumeCheckHook
 from .stop_signal_hook import StopSignalHook
+from .training_log_hook import TrainingLogHook
 
 __all__ = [
     "APLAHook",
@@ -14,4 +15,5 @@ __all__ = [
     "FiniteLossHook",
     "ResumeCheckHook",
     "StopSignalHook",
+    "TrainingLogHook",
 ]

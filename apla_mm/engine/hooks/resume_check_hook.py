@@ -25,7 +25,7 @@ _COMPARED = (
     "auto_scale_lr",
     "randomness",
 )
-#: ... but for where files lie, how they are read, and when is validated
+#: ... but for where files lie, how they are read, when is validated, and where training ends
 _LEFT_OUT = (
     "*.data_root",
     "*.backend_args*",
@@ -38,6 +38,7 @@ _LEFT_OUT = (
     "train_dataloader.prefetch_factor",
     "train_dataloader.pin_memory",
     "train_dataloader.timeout",
+    "train_cfg.max_*",
     "train_cfg.val_*",
     "train_cfg.dynamic_intervals*",
 )
@@ -47,7 +48,7 @@ _KEY = "apla_mm"
 class ResumeCheckHook(Hook):
     """Compares the run that is resumed with the one that saved the checkpoint.
 
-    Checkpoints get a record of the config's parts that decide about the weights, of the number of processes, and of
+    Checkpoints get a record of the config's parts that decide about each iteration, of the number of processes, and of
     what trains, channels included. A checkpoint whose record differs is not resumed, and nothing of it is loaded. One
     without a record, of another tool, is resumed, and the log says that it was not compared.
 
