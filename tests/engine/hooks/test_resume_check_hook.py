@@ -36,14 +36,14 @@ def test_same_settings_are_resumed_wherever_files_lie_and_however_they_are_read(
     config.train_dataloader.dataset.data_root = str(data_root.rename(tmp_path / "moved"))
     config.val_dataloader.dataset.data_root = str(tmp_path / "moved")
     config.train_dataloader.num_workers = 1
-    config.train_cfg.val_interval = 20
+    config.train_cfg.update(max_iters=3, val_interval=20)
     config.model.backbone.apla.recompute = "block"
     config.work_dir = str(tmp_path / "elsewhere")
-    assert resume(config).iter == 2
+    assert resume(config).iter == 3
 
 
-def change_max_iters(cfg: Config) -> None:
-    cfg.train_cfg.max_iters = 3
+def change_schedule(cfg: Config) -> None:
+    cfg.param_scheduler[1].power = 0.5
 
 
 def change_rate(cfg: Config) -> None:
@@ -61,7 +61,7 @@ def change_augmentation(cfg: Config) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (change_max_iters, "train_cfg.max_iters: 2 then, 3 now"),
+        (change_schedule, "param_scheduler.1.power: 1.0 then, 0.5 now"),
         (change_rate, "optim_wrapper.optimizer.lr: 0.0003 then, 0.5 now"),
         (change_seed, "randomness.seed: 0 then, 1 now"),
         (change_augmentation, r"train_dataloader.dataset.pipeline.\d.type: 'RandomFlip' then"),
