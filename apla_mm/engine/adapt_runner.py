@@ -1,6 +1,5 @@
 """Adapts the model of a runner that is about to train."""
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +21,8 @@ def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> di
     """Adapt parts of a runner's model after its optimizer was built and before its weights are loaded.
 
     The optimizer's groups keep their settings and hold exactly what trains: the chosen channels stand where the
-    projection's weight and bias stood. A model that was wrapped for several processes is wrapped anew, since the old
-    wrapper waits for the gradients of what is frozen now.
+    projection's weight and bias stood. A model that was wrapped for several processes must be wrapped anew, since the
+    old wrapper waits for the gradients of what is frozen now.
 
     Args:
         runner: The runner.
@@ -44,10 +43,6 @@ def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> di
             raise ValueError(f"APLAHook, target '{target}': {error}") from error
     for optimizer in _optimizers(runner.optim_wrapper):
         _hold_what_trains(optimizer, model)
-    if is_model_wrapper(runner.model):
-        runner.model = model
-        gc.collect()  # with the old wrapper go the hooks that it left on the parameters
-        runner.model = runner.wrap_model(runner.cfg.get("model_wrapper_cfg"), model)
     return reports
 
 

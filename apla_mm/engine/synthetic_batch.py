@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from .heads import heads_of
+
 
 def synthetic_batch(model: Any, size: int, batch_size: int, seed: int = 0) -> dict[str, Any]:
     """A batch as a data loader of mmseg or mmdet would give it.
@@ -39,13 +41,15 @@ def synthetic_batch(model: Any, size: int, batch_size: int, seed: int = 0) -> di
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
 
+    classes = min((count for _, count in heads_of(model)), default=1)
     for _ in inputs:
         corner = draw(size // 2, 10, 2).float()
         boxes = torch.cat([corner, corner + size // 8 + draw(size // 4, 10, 2)], dim=1)
         masks = torch.zeros(10, size, size, dtype=torch.uint8)
         for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
             mask[top:bottom, left:right] = 1
-        instances = InstanceData(bboxes=boxes, labels=draw(2, 10), masks=BitmapMasks(masks.numpy(), size, size))
+        labels = draw(min(2, classes), 10)
+        instances = InstanceData(bboxes=boxes, labels=labels, masks=BitmapMasks(masks.numpy(), size, size))
         nothing = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
         samples.append(DetDataSample(metainfo=meta, gt_instances=instances, ignored_instances=nothing))
     return dict(inputs=inputs, data_samples=samples)

@@ -11,6 +11,19 @@ from apla_mm.engine.synthetic_batch import synthetic_batch
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
+@pytest.mark.parametrize("classes", [["car"], ["car", "bus", "tram"]])
+def test_boxes_are_of_classes_that_the_detector_has(classes):
+    cfg = Config.fromfile(CONFIGS / "det/apla_vitb_custom.py")
+    apply_shared_options(cfg, dict(crop_size=64, classes=classes))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        __import__("mmdet.models")
+        head = MODELS.build(cfg.model.roi_head)
+    model = torch.nn.Module()
+    model.roi_head = head
+    labels = torch.cat([sample.gt_instances.labels for sample in synthetic_batch(model, 64, 2)["data_samples"]])
+    assert labels.unique().tolist() == list(range(len(classes)))[:2]
+
+
 @pytest.mark.parametrize(
     ("config", "losses"),
     [

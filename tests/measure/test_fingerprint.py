@@ -59,6 +59,11 @@ def test_channels_by_projection_and_their_digest():
     digests = [channels_digest(make(**arguments)[0]) for arguments in others]
     assert len({*digests, channels_digest(model)}) == len(others) + 1
 
+    parts = [make(r=3)[0], make(r=4)[0]]
+    pairs = [nn.ModuleDict(dict(zip(names, parts, strict=True))) for names in (("a", "b"), ("b", "a"))]
+    turned = nn.ModuleDict({"b": parts[1], "a": parts[0]})
+    assert channels_digest(pairs[0]) == channels_digest(turned) != channels_digest(pairs[1])
+
     assert channels_of(make(r="full")[0]) == {}
     merge(model)
     assert channels_of(model) == {}

@@ -1,17 +1,21 @@
 """The hook that adapts a model, and says and proves what trains."""
 
+import gc
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
 from ...measure import format_table, trainable_table
-from ...measure.fingerprint import trained_and_frozen_digests
+from ...measure.fingerprint import channels_digest, channels_of, trained_and_frozen_digests
 from ..adapt_runner import adapt_runner, find_target, unwrapped
 from ..frozen_parts import frozen_modules, trainable_names
 
@@ -28,6 +32,9 @@ class APLAHook(Hook):
     after the model was adapted. Without ``r``, ``channels`` and ``blocks`` the hook adapts nothing, for backbones that
     adapted themselves. ``blocks='none'`` freezes the targets, which leaves the heads to train; with
     ``train_bias`` that is BitFit (arXiv 2106.10199).
+
+    All processes must train the same channels, which DDP would not notice, since it averages gradients by position. So
+    they are compared before training, those of backbones that adapted themselves too; a difference stops all processes.
 
     Before training it writes a table (module, trained, total, share). At the first step it compares every tensor
     before and after, bit by bit: a frozen one that moved stops the run. A trained one that has not moved
@@ -95,6 +102,8 @@ class APLAHook(Hook):
         Raises:
             ValueError: A target does not exist or cannot be adapted as asked, or the config asks for mmengine's
                 activation checkpointing.
+            FileNotFoundError: The file of channels does not exist.
+            RuntimeError: Another process failed so, or trains other channels.
         """
         if not isinstance(runner.optim_wrapper, OptimWrapper | OptimWrapperDict):
             return  # testing: checkpoints are plain, and so is the model
@@ -103,18 +112,54 @@ class APLAHook(Hook):
                 "activation_checkpointing: mmengine's gives no gradient to blocks behind a frozen stem, and they would "
                 "not train; leave it out; APLAHook(recompute='block') or apla=dict(recompute='block') saves memory"
             )
-        if not self.adapts:
-            return
-        model = unwrapped(runner.model)
-        parts = {target: find_target(model, target) for target in self.targets}
-        options = {
-            target: {**self.arguments, "trainable": [*self.trainable, *trainable_names(part, **self.train)]}
-            for target, part in parts.items()
+        model, wrapped = unwrapped(runner.model), is_model_wrapper(runner.model)
+        if self.adapts:
+            # bare until the ranks are known to agree: of shapes that differ DDP tells some, and the others wait
+            runner.model = model
+            self._adapt(runner)
+        _check_same_channels(model)
+        if self.adapts and wrapped:
+            gc.collect()  # with the old wrapper go the hooks that it left on the parameters
+            runner.model = runner.wrap_model(runner.cfg.get("model_wrapper_cfg"), model)
+
+    def options(self, model: nn.Module) -> dict[str, dict[str, Any]]:
+        """What to do to a model.
+
+        Args:
+            model: A plain model.
+
+        Returns:
+            Dotted path of each target to the arguments of :func:`apla_mm.adapt` for it.
+
+        Raises:
+            ValueError: A target does not exist, or has none of what else shall train.
+        """
+        return {
+            target: {
+                **self.arguments,
+                "trainable": [*self.trainable, *trainable_names(find_target(model, target), **self.train)],
+            }
+            for target in self.targets
         }
-        for target, report in adapt_runner(runner, options).items():
+
+    def _adapt(self, runner: Runner) -> None:
+        failure = None
+        try:
+            reports = adapt_runner(runner, self.options(runner.model))
+        except Exception as error:
+            failure = error
+        # so that none waits for one that failed
+        failures = all_gather_object(failure and f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        for rank, text in enumerate(failures):
+            if text:
+                raise RuntimeError(f"rank {rank} could not adapt its model: {text}")
+        for target, report in reports.items():
             print_log(f"{target}: {report}", logger="current")
         if self.frozen_eval:
-            self._evaluated = [m for part in parts.values() for m in frozen_modules(part, self.drop_path)]
+            parts = (find_target(runner.model, target) for target in self.targets)
+            self._evaluated = [m for part in parts for m in frozen_modules(part, self.drop_path)]
 
     def before_train(self, runner: Runner) -> None:
         """Log the table."""
@@ -167,3 +212,26 @@ class APLAHook(Hook):
         )
         self.prove, self._frozen, self._trained = False, {}, still
         self._check_again_at = runner.iter + self.patience if still else None
+
+
+def _check_same_channels(model: nn.Module) -> None:
+    digests = all_gather_object(channels_digest(model))
+    usual, _ = Counter(digests).most_common(1)[0]
+    others = [rank for rank, digest in enumerate(digests) if digest != usual]
+    if not others:
+        return
+    every = all_gather_object(channels_of(model))
+    pair = digests.index(usual), others[0]
+    one, other = (every[rank] for rank in pair)
+    name = next(name for name in {**one, **other} if one.get(name) != other.get(name))
+    told = " and ".join(f"{_shorten(every[rank].get(name))} on rank {rank}" for rank in pair)
+    raise RuntimeError(
+        f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} would train other channels than the "
+        f"rest, of '{name}' for one: {told}; give every rank the same model, r, seed, blocks and channels"
+    )
+
+
+def _shorten(channels: list[int] | None) -> str:
+    if channels is None:
+        return "none or all"
+    return f"{len(channels)} ({', '.join(map(str, channels[:8]))}{', ...' * (len(channels) > 8)})"

@@ -8,8 +8,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from apla_mm.engine.hooks import APLAHook
+from apla_mm.engine.hooks import APLAHook, apla_hook
 from apla_mm.measure import format_table, trainable_table
+from apla_mm.measure.fingerprint import channels_digest, channels_of
 
 FIRST_STEP = re.compile(r"first step: (\d+) of (\d+) trained tensors changed, 0 of (\d+) frozen ones")
 NEVER_MOVED = "tensors that should train have not changed"
@@ -211,3 +212,43 @@ def test_leaves_training_bit_identical(tiny_classifier: nn.Module, make_runner: 
         results.append({name: tensor.clone() for name, tensor in tiny_classifier.state_dict().items()})
     assert all(torch.equal(results[0][name], results[1][name]) for name in start)
     assert not torch.equal(results[0]["head.weight"], start["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "who"),
+    [
+        ([0, 0, 0], None),
+        ([0, 0, 1], "rank 2 would train other channels than the rest, .* on rank 0 and .* on rank 2;"),
+        ([1, 0, 0], "rank 0 would train other channels than the rest, .* on rank 1 and .* on rank 0;"),
+        ([0, 1, 0, 2, 0], "ranks 1, 3 would train other channels than the rest, .* on rank 0 and .* on rank 1;"),
+    ],
+)
+def test_ranks_are_compared_though_the_backbone_adapted_itself(
+    tiny_classifier: nn.Module,
+    make_runner: Callable[..., Runner],
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: list[int],
+    who: str | None,
+) -> None:
+    models = [type(tiny_classifier)(apla=dict(r=9, seed=seed)) for seed in seeds]
+    answers = [[channels_digest(model) for model in models], [channels_of(model) for model in models]]
+    monkeypatch.setattr(apla_hook, "all_gather_object", lambda own: answers.pop(0))
+    runner = make_runner(models[0], custom_hooks=[dict(type="APLAHook")])
+    if who is None:
+        runner.train()
+        return
+    with pytest.raises(RuntimeError, match=who) as error:
+        runner.train()
+    assert re.search(r"of 'backbone.vit.blocks.0.attn.proj' for one: 9 \((\d+, ){8}\.\.\.\) on", str(error.value))
+
+
+def test_ranks_that_adapted_other_blocks(
+    tiny_classifier: nn.Module, make_runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [type(tiny_classifier)(apla=dict(r=3, blocks=blocks)) for blocks in ([1], [0, 1])]
+    answers = [[channels_digest(model) for model in models], [channels_of(model) for model in models]]
+    monkeypatch.setattr(apla_hook, "all_gather_object", lambda own: answers.pop(0))
+    with pytest.raises(
+        RuntimeError, match=r"'backbone.vit.blocks.0.attn.proj' for one: none or all on rank 0 and 3 \("
+    ):
+        make_runner(models[0], custom_hooks=[dict(type="APLAHook")]).train()
