@@ -81,17 +81,12 @@ def finish(work_dir: Path, data: str, processes: int, loop: str = LOOP) -> None:
         raise RuntimeError((work_dir / "output.txt").read_text()[-5000:])
 
 
-def started_iteration(work_dir: Path) -> bool:
-    """Whether a run that was started has trained for an iteration."""
-    output = work_dir / "output.txt"
-    return output.exists() and "Iter(train)" in output.read_text()
-
-
-def kill_at(work_dir: Path, data: str, processes: int, seconds: float, loop: str = LOOP) -> None:
-    """Train, and kill all processes so many seconds after the first iteration, unless they have ended."""
+def kill_after(work_dir: Path, data: str, processes: int, iteration: int, seconds: float, loop: str = LOOP) -> None:
+    """Train, and kill all processes so many seconds after an iteration, unless they have ended."""
     process = start(work_dir, data, processes, loop)
-    while process.poll() is None and not started_iteration(work_dir):
-        time.sleep(0.01)
+    done = re.compile(rf"Iter\(train\) \[ *{iteration}/")
+    while process.poll() is None and not done.search((work_dir / "output.txt").read_text()):
+        time.sleep(0.005)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -174,19 +169,20 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         data = f"data_root={write_data_set(folder / 'data')}"
         finish(folder / "whole", data, args.processes, args.loop)
-        times = [path.stat().st_mtime for path in (folder / "whole").glob("*.pth")]
-        log = next((folder / "whole").glob("*/*.log"))
         print(
             f"never killed: {len(losses(folder / 'whole'))} iterations, mIoU {scores(folder / 'whole')[0]}", flush=True
         )
-        first = re.search(r"^(\d+/\d+/\d+ [\d:]+) .*Iter\(train\)", log.read_text(), re.MULTILINE)
-        assert first
-        length = max(times) - time.mktime(time.strptime(first[1], "%Y/%m/%d %H:%M:%S"))
+        saved = sorted(path.stat().st_mtime for path in (folder / "whole").glob("iter_*.pth"))
+        each = (saved[-1] - saved[0]) / (len(saved) - 1)
         draw = random.Random(args.seed)
         equal = bad = cut = 0
         for i in range(args.kills):
-            work_dir, moment = folder / f"killed_{i}", draw.uniform(0, length)
-            kill_at(work_dir, data, args.processes, moment, args.loop)
+            work_dir, iteration, moment = (
+                folder / f"killed_{i}",
+                draw.randint(1, ITERATIONS),
+                draw.uniform(0, 1.5 * each),
+            )
+            kill_after(work_dir, data, args.processes, iteration, moment, args.loop)
             parts = [str(path.name) for path in work_dir.glob(".*.part")]
             broken = unreadable(work_dir)
             named = work_dir / "last_checkpoint"
@@ -195,7 +191,8 @@ def main() -> None:
             different = compare(work_dir, folder / "whole")
             equal, bad, cut = equal + (not different), bad + len(broken), cut + len(parts)
             print(
-                f"kill {i + 1:2d} after {moment:5.2f} s, at {at}{' while saving' if parts else ''}: "
+                f"kill {i + 1:2d}, {moment * 1000:3.0f} ms after iteration {iteration:2d}, {at}"
+                f"{', while saving' if parts else ''}: "
                 f"{'bit-equal' if not different else different[:3]}; unreadable: {broken or 0}",
                 flush=True,
             )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from kill_and_resume import compare, finish, kill_at, unreadable
+from kill_and_resume import compare, finish, kill_after, unreadable
 from small_run import write_data_set
 
 pytestmark = pytest.mark.slow
@@ -13,7 +13,7 @@ def test_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
     data = f"data_root={write_data_set(tmp_path / 'data')}"
     finish(tmp_path / "whole", data, processes=1)
     killed = tmp_path / "killed"
-    kill_at(killed, data, processes=1, seconds=1.5)
+    kill_after(killed, data, processes=1, iteration=10, seconds=0.05)
     assert not (killed / "iter_24.pth").exists()
     assert unreadable(killed) == []
     finish(killed, data, processes=1)
