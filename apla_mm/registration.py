@@ -3,7 +3,7 @@
 from mmengine.registry import HOOKS, LOOPS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from timm.layers import LayerNorm2d
 
-from .engine import checkpoint_reader, file_backend  # noqa: F401  they register themselves
+from .engine import checkpoint_reader, file_backend, launching, sharding  # noqa: F401  they register themselves
 from .engine.hooks import (
     APLAHook,
     AtomicCheckpointHook,

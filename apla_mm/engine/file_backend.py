@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import socket
 from contextlib import suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
+
+SUFFIX = ".part"  #: of a file that is being written, or whose writer was killed
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -26,7 +29,7 @@ class AtomicLocalBackend(LocalBackend):
             OSError: It cannot be written; what was there before is still there.
         """
         path = Path(filepath)
-        aside = path.with_name(f".{path.name}.part")
+        aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{SUFFIX}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(aside, "wb") as file:

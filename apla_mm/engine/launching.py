@@ -1,7 +1,6 @@
 """How the processes of one job find one another, on nodes with and without GPUs."""
 
 import datetime
-import logging
 import os
 import re
 from collections.abc import MutableMapping
@@ -9,14 +8,14 @@ from typing import Any
 
 import torch
 import torch.distributed
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.logging import print_log
-from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 from torch import nn
-from torch.nn.modules.batchnorm import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+from .sync_bn import sync_bn_to_bn
 
 #: what torch.distributed reads -> where Slurm keeps it
 _FROM_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
@@ -111,7 +110,17 @@ def _prepare_for_cpu(cfg: Config) -> None:
     if cfg.get("model_wrapper_cfg") is None:  # mmengine's default
         unused = cfg.get("find_unused_parameters", False)
         cfg.model_wrapper_cfg = dict(broadcast_buffers=False, find_unused_parameters=unused)
-    wrapper = cfg.model_wrapper_cfg
+    _prepare_wrapper_for_cpu(cfg.model_wrapper_cfg)
+    if cfg.get("runner_type") == "FlexibleRunner":
+        if cfg.get("strategy") is None:  # mmengine's default
+            cfg.strategy = dict(type="DDPStrategy")
+        if cfg.strategy.type == "DDPStrategy":
+            if cfg.strategy.get("model_wrapper") is None:
+                cfg.strategy.model_wrapper = dict(broadcast_buffers=False)
+            _prepare_wrapper_for_cpu(cfg.strategy.model_wrapper)
+
+
+def _prepare_wrapper_for_cpu(wrapper: ConfigDict) -> None:
     if wrapper.get("type", "MMDistributedDataParallel") == "MMDistributedDataParallel":
         wrapper.type = "CPUDistributedDataParallel"
     elif issubclass(MODEL_WRAPPERS.get(wrapper.type), DistributedDataParallel):
@@ -144,18 +153,4 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
     """
 
     def __init__(self, module: nn.Module, **kwargs: Any) -> None:
-        count = sum(_is_sync_bn(part) for part in module.modules())
-        if count:
-            module = revert_sync_batchnorm(module)
-            print_log(
-                f"SyncBN needs a GPU: {count} layers of it run as BN, each process with the statistics of its own "
-                "pictures; the first one's are saved",
-                logger="current",
-                level=logging.WARNING,
-            )
-        super().__init__(module, **{**kwargs, "device_ids": None})
-
-
-def _is_sync_bn(module: nn.Module) -> bool:
-    # mmcv's own is not torch's, and cannot be imported where mmcv has no operators
-    return isinstance(module, SyncBatchNorm) or type(module).__name__ == "SyncBatchNorm"
+        super().__init__(sync_bn_to_bn(module), **{**kwargs, "device_ids": None})

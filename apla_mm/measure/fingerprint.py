@@ -13,7 +13,8 @@ from ..method import PartialLinear
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes, dtype and shape; the same on every device."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    data: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    # a clone: FSDP cannot free a storage that NumPy has seen
+    data: Any = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy()
     digest.update(data)
     return digest.hexdigest()
 

@@ -28,7 +28,9 @@ class _PartialLinearFunction(torch.autograd.Function):
         trained_weight: Tensor,
         trained_bias: Tensor | None,
         channels: Tensor,
+        leads: bool,
     ) -> Tensor:
+        ctx.leads = leads
         # `trained_weight` is saved for its version alone: an optimizer step between forward and backward is an error,
         # as it is for nn.Linear.
         ctx.save_for_backward(x, weight, trained_weight, channels)
@@ -38,9 +40,11 @@ class _PartialLinearFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, trained_weight, channels = ctx.saved_tensors
-        needs_x, _, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_x, _, _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
         if needs_x:
+            if ctx.leads:  # gathered again since forward, without what was written to it then
+                weight.data.index_copy_(0, channels, trained_weight.data.to(weight.dtype))
             # the dtypes differ where autocast ran the forward
             grad_x = grad @ weight.to(grad.dtype)
         if needs_weight or needs_bias:
@@ -49,7 +53,7 @@ class _PartialLinearFunction(torch.autograd.Function):
                 grad_weight = (grad_rows.T @ x.reshape(-1, x.shape[-1])).to(trained_weight.dtype)
             if needs_bias:
                 grad_bias = grad_rows.sum(0).to(trained_weight.dtype)
-        return grad_x, None, None, grad_weight, grad_bias, None
+        return grad_x, None, None, grad_weight, grad_bias, None, None
 
 
 class TrainedChannels(nn.Module):
@@ -64,10 +68,14 @@ class TrainedChannels(nn.Module):
     time, else those in the full tensor. ``last_weight`` and ``last_bias`` are buffers, so that whoever swaps all
     parameters and buffers of two models swaps this state as a whole.
 
+    Where the full tensors are gathered from shards, and what is written to them is lost, the rows here always count:
+    see :attr:`leads`.
+
     Attributes:
         weight: (r, in), trains.
         bias: (r,), trains; None if the layer has none.
         channels: (r,) int64, the output channels, ascending.
+        leads: Whether the rows here count whatever the full tensors hold, but for what ``load_state_dict`` loads.
     """
 
     weight: nn.Parameter
@@ -75,6 +83,7 @@ class TrainedChannels(nn.Module):
     channels: Tensor
     last_weight: Tensor
     last_bias: Tensor | None
+    leads = False
 
     def __init__(self, linear: nn.Linear, channels: Sequence[int]) -> None:
         super().__init__()
@@ -100,9 +109,21 @@ class TrainedChannels(nn.Module):
         return weight, bias
 
     @torch.no_grad()
+    def adopt(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Make the rows here equal to those of ``weight`` and ``bias``."""
+        for full, name in ((weight, "weight"), (bias, "bias")):
+            if full is not None:
+                rows = full.data.index_select(0, self.channels)
+                getattr(self, name).data.copy_(rows)
+                getattr(self, f"last_{name}").copy_(rows)
+
+    @torch.no_grad()
     def _sync(self, full: Tensor, rows: Tensor, last: Tensor) -> None:
         # `.data`: a layer used twice in a graph writes the same values twice, which autograd need not know
         full, rows = full.data, rows.data
+        if self.leads:
+            full.index_copy_(0, self.channels, rows.to(full.dtype))
+            return
         current = self._current(full, rows, last)
         full.index_copy_(0, self.channels, current)
         rows.copy_(current)
@@ -112,6 +133,8 @@ class TrainedChannels(nn.Module):
         return full.index_copy(0, self.channels, self._current(full, rows.detach(), last))
 
     def _current(self, full: Tensor, rows: Tensor, last: Tensor) -> Tensor:
+        if self.leads:
+            return rows
         return torch.where((rows != last).any(), rows, full.index_select(0, self.channels))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -156,24 +179,41 @@ class PartialLinear(StandIn, nn.Linear):
         Returns:
             (..., out).
         """
-        if self.weight.requires_grad:
+        trained = self.trained
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if not trained.leads and not isinstance(weight, nn.Parameter) and weight._is_view():
+            raise RuntimeError(
+                "the weight of an adapted projection is a view of another tensor, as in FullyShardedDataParallel: "
+                "before that, give the model to apla_mm.method.sharding.keep_whole, or train with APLAFSDPStrategy"
+            )
+        if weight.requires_grad:
             raise RuntimeError(
                 "the frozen weight of an adapted projection was set to require a gradient; "
                 "adapt with r='full' to train all of it, or merge the model first"
             )
-        trained = self.trained
         if _is_exporting():  # into a graph, which may not write to weights
-            weight, bias = trained.synced(self.weight, self.bias)
+            weight, bias = trained.synced(weight, bias)
         else:
-            self.sync()
-            weight, bias = self.weight, self.bias
+            trained.sync(weight, bias)
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype == torch.float32:
             x = x.to(torch.get_autocast_dtype(device))  # here, so that the copy kept for backward is this one
-        return _PartialLinearFunction.apply(x, weight, bias, trained.weight, trained.bias, trained.channels)
+        return _PartialLinearFunction.apply(
+            x, weight, bias, trained.weight, trained.bias, trained.channels, trained.leads
+        )
 
     def sync(self) -> None:
-        """Bring :attr:`weight` and :attr:`bias` up to date with what trained; see :class:`TrainedChannels`."""
+        """Bring :attr:`weight` and :attr:`bias` up to date with what trained; see :class:`TrainedChannels`.
+
+        Raises:
+            RuntimeError: The weight is a shard.
+        """
+        if self.weight.ndim != 2:
+            raise RuntimeError(
+                "this process holds a shard of an adapted projection's weight: gather it by "
+                "FullyShardedDataParallel.summon_full_params, or, for state dicts, StateDictType.FULL_STATE_DICT"
+            )
         self.trained.sync(self.weight, self.bias)
 
     def to_plain(self) -> nn.Linear:
@@ -182,6 +222,15 @@ class PartialLinear(StandIn, nn.Linear):
         linear: nn.Linear = super().to_plain()
         del linear._modules["trained"]
         return linear
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(value, "full_tensor"):
+            raise RuntimeError(
+                f"the {name} of an adapted projection cannot be a {type(value).__name__}, as in fully_shard (FSDP2): "
+                "what trains could not be merged into it; use FullyShardedDataParallel with "
+                "apla_mm.method.sharding.keep_whole"
+            )
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         """The plain layer's, and how many channels train."""
@@ -197,4 +246,6 @@ class PartialLinear(StandIn, nn.Linear):
         for tensor in self._parameters.values():
             if tensor is not None:
                 tensor.requires_grad_(False)
+        if self.trained.leads:
+            self.trained.adopt(self.weight, self.bias)
         self.sync()

@@ -90,7 +90,7 @@ def set_recompute(model: nn.Module, mode: str) -> None:
     """
     if mode not in MODES:
         raise ValueError(f"recompute={mode!r} must be one of {', '.join(map(repr, MODES))}")
-    blocks = {} if mode == "none" else _blocks(model)
+    blocks = {} if mode == "none" else blocks_of(model)
     mlps = {name: list(_mlps(block, inner)) for name, (block, inner) in blocks.items()} if mode == "mlp" else {}
     without = [name for name, found in mlps.items() if not found]
     if without:
@@ -132,10 +132,17 @@ def _unpickle(how: type[nn.Module], plain: type[nn.Module]) -> nn.Module:
     return derived.__new__(derived)
 
 
-def _blocks(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """The blocks by name, each with its child that holds the attention.
+def blocks_of(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """The transformer blocks of a model: what holds an attention and is itself an element of a list or sequence.
 
-    A block is what holds an attention and is itself an element of a list or sequence.
+    Args:
+        model: A model, adapted or not.
+
+    Returns:
+        The blocks by name, each with its child that holds the attention.
+
+    Raises:
+        ValueError: An attention is in no block.
     """
     names = {module: name for name, module in model.named_modules()}
     blocks = {}

@@ -46,6 +46,14 @@ def test_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
         put(b"bytes", tmp_path / "file/below")
 
 
+def test_processes_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    script = f"import apla_mm; from mmengine.fileio import put; [put(bytes(2**20), {str(path)!r}) for _ in range(40)]"
+    writers = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(2)]
+    assert [writer.communicate()[1][-500:] for writer in writers if writer.wait()] == []
+    assert list(tmp_path.iterdir()) == [path]
+
+
 WRITER = """
 import sys
 from mmengine.fileio import put

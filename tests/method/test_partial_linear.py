@@ -265,3 +265,72 @@ def test_inference_mode():
         assert torch.equal(partial(x), plain(x))
     partial(x).sum().backward()
     assert partial.trained.weight.grad is not None
+
+
+def gathered(partial, weight):
+    """Stands for a gathering from shards: the frozen weight is another tensor, with what the shards hold."""
+    partial._parameters["weight"] = weight.clone()
+
+
+def test_rows_that_lead_count_in_weights_that_are_gathered_anew():
+    plain, partial, channels = make_pair()
+    shards = plain.weight.detach().clone()
+    partial.trained.leads = True
+    with torch.no_grad():
+        partial.trained.weight.add_(1)
+    rows = partial.trained.weight.detach().clone()
+    expected = shards.index_copy(0, torch.tensor(channels), rows)
+    x = torch.randn(3, 5, requires_grad=True)
+    for _ in range(3):  # no step in between
+        gathered(partial, shards)
+        y = partial(x)
+        torch.testing.assert_close(y, x @ expected.T + plain.bias)
+    assert torch.equal(partial.trained.weight, rows)
+    gathered(partial, shards)
+    assert torch.equal(partial.state_dict()["weight"], expected)
+
+    partial.weight.data.copy_(shards)  # y's weight is gathered again for backward
+    y = partial(x)
+    partial.weight.data.copy_(shards)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(grad, expected.sum(0).expand(3, 5))
+
+
+def test_rows_that_lead_follow_what_is_loaded():
+    plain, partial, channels = make_pair()
+    partial.trained.leads = True
+    with torch.no_grad():
+        partial.trained.weight.add_(1)
+        partial.trained.bias.add_(1)
+    partial.load_state_dict({"bias": torch.zeros(6)}, strict=False)
+    torch.testing.assert_close(partial.trained.weight, plain.weight[channels] + 1)
+    assert not partial.trained.bias.any()
+    partial.load_state_dict(plain.state_dict())
+    assert torch.equal(partial.trained.weight, plain.weight[channels])
+    x = torch.randn(2, 5)
+    assert torch.equal(partial(x), plain(x))
+
+
+def test_weight_that_is_given_for_a_call_counts_for_that_call():
+    plain, partial, _ = make_pair()
+    x, weight = torch.randn(2, 5), torch.randn(6, 5)
+    y = torch.func.functional_call(partial, {"weight": weight}, x)
+    torch.testing.assert_close(y, x @ weight.T + plain.bias)
+    assert torch.equal(partial(x), plain(x))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_weight_in_a_flat_parameter_is_an_error(requires_grad):
+    _, partial, _ = make_pair()
+    flat = partial.weight.detach().flatten().requires_grad_(requires_grad)
+    partial._parameters["weight"] = flat.split(30)[0].view(6, 5)
+    with pytest.raises(RuntimeError, match="keep_whole"):
+        partial(torch.randn(2, 5))
+
+
+def test_weight_that_is_a_shard_is_an_error():
+    _, partial, _ = make_pair()
+    partial.weight.data = partial.weight.data.flatten()[:7]
+    for call in (partial.sync, partial.state_dict, partial.to_plain):
+        with pytest.raises(RuntimeError, match="shard"):
+            call()

@@ -18,6 +18,7 @@ from ...measure import format_table, trainable_table
 from ...measure.fingerprint import channels_digest, channels_of, trained_and_frozen_digests
 from ..adapt_runner import adapt_runner, find_target, unwrapped
 from ..frozen_parts import frozen_modules, trainable_names
+from ..sharding import check_strategy, gathered
 
 
 class APLAHook(Hook):
@@ -105,6 +106,7 @@ class APLAHook(Hook):
             FileNotFoundError: The file of channels does not exist.
             RuntimeError: Another process failed so, or trains other channels.
         """
+        check_strategy(runner, self.adapts)
         if not isinstance(runner.optim_wrapper, OptimWrapper | OptimWrapperDict):
             return  # testing: checkpoints are plain, and so is the model
         if runner.cfg.get("activation_checkpointing"):
@@ -163,7 +165,8 @@ class APLAHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Log the table."""
-        rows = trainable_table(unwrapped(runner.model), self.depth)
+        with gathered(runner.model):
+            rows = trainable_table(unwrapped(runner.model), self.depth)
         if not rows[-1].trained:
             raise RuntimeError("nothing of the model trains: leave a head trainable, or adapt its backbone")
         print_log(f"what trains:\n{format_table(rows)}", logger="current")
@@ -173,7 +176,7 @@ class APLAHook(Hook):
         for module in self._evaluated:
             module.training = False
         if self.prove and self._frozen is None:
-            self._trained, self._frozen = trained_and_frozen_digests(unwrapped(runner.model))
+            self._trained, self._frozen = _digests(runner)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -186,7 +189,7 @@ class APLAHook(Hook):
         if self.prove:
             self._compare(runner)
         elif runner.iter == self._check_again_at:
-            now, _ = trained_and_frozen_digests(unwrapped(runner.model))
+            now, _ = _digests(runner)
             still = [name for name, digest in self._trained.items() if now[name] == digest]
             if still:
                 print_log(
@@ -198,7 +201,7 @@ class APLAHook(Hook):
 
     def _compare(self, runner: Runner) -> None:
         assert self._frozen is not None
-        trained, frozen = trained_and_frozen_digests(unwrapped(runner.model))
+        trained, frozen = _digests(runner)
         moved = [name for name, digest in frozen.items() if self._frozen[name] != digest]
         if moved:
             raise RuntimeError(f"{len(moved)} frozen tensors changed in training, such as {', '.join(moved[:4])}")
@@ -212,6 +215,11 @@ class APLAHook(Hook):
         )
         self.prove, self._frozen, self._trained = False, {}, still
         self._check_again_at = runner.iter + self.patience if still else None
+
+
+def _digests(runner: Runner) -> tuple[dict[str, str], dict[str, str]]:
+    with gathered(runner.model):
+        return trained_and_frozen_digests(unwrapped(runner.model))
 
 
 def _check_same_channels(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -10,6 +11,8 @@ from mmengine.fileio import join_path, put_text
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner, find_latest_checkpoint
+
+from ..file_backend import SUFFIX
 
 
 class AtomicCheckpointHook(CheckpointHook):
@@ -25,8 +28,11 @@ class AtomicCheckpointHook(CheckpointHook):
     file_backend: Any
 
     def before_train(self, runner: Runner) -> None:
-        """Say where checkpoints would lose gradients."""
+        """Remove what a run that was killed has half written, and say where checkpoints would lose gradients."""
         super().before_train(runner)
+        if is_main_process() and Path(self.out_dir).is_dir():
+            for path in Path(self.out_dir).glob(f".*.pth.*{SUFFIX}"):
+                path.unlink()
         count = accumulated_iterations(runner)
         if not self.by_epoch and self.interval > 0 and self.interval % count:
             print_log(

@@ -64,19 +64,11 @@ class ResumeCheckHook(Hook):
 
     def __init__(self, allow: str | Sequence[str] = ()) -> None:
         self.allow = [allow] if isinstance(allow, str) else list(allow)
-        self._config: dict[str, str] = {}
-
-    def before_run(self, runner: Runner) -> None:
-        """Keep the config as it is before anything is built of it."""
-        self._config = {
-            key: value for key, value in _flat(runner.cfg) if not any(fnmatchcase(key, out) for out in _LEFT_OUT)
-        }
-        self._config["processes"] = str(get_world_size())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the record."""
         # as text: readers of checkpoints allow plain values
-        checkpoint["meta"][_KEY] = json.dumps(dict(config=self._config, trains=_trains(runner.model)))
+        checkpoint["meta"][_KEY] = json.dumps(dict(config=_settings(runner.cfg), trains=_trains(runner.model)))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compare, if the run is resumed.
@@ -84,7 +76,7 @@ class ResumeCheckHook(Hook):
         Raises:
             ValueError: The checkpoint is of another run.
         """
-        if not getattr(runner, "_resume", False) or not self._config:
+        if not runner._resume:
             return
         meta = checkpoint.get("meta") or {}
         meta.pop("config", None)  # mmengine would run it as Python
@@ -97,13 +89,13 @@ class ResumeCheckHook(Hook):
             print_log("resuming: the checkpoint has no record of its run, which is not compared", logger="current")
             return
         record = json.loads(meta[_KEY])
-        self._compare(record["config"])
+        self._compare(record["config"], _settings(runner.cfg))
         _compare_trained(record["trains"], _trains(runner.model))
 
-    def _compare(self, then: Mapping[str, str]) -> None:
-        keys = [*then, *(key for key in self._config if key not in then)]
-        changed = [key for key in keys if then.get(key) != self._config.get(key)]
-        told = [f"{key}: {then.get(key, 'not set')} then, {self._config.get(key, 'not set')} now" for key in changed]
+    def _compare(self, then: Mapping[str, str], now: Mapping[str, str]) -> None:
+        keys = [*then, *(key for key in now if key not in then)]
+        changed = [key for key in keys if then.get(key) != now.get(key)]
+        told = [f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now" for key in changed]
         allowed = [any(fnmatchcase(key, p) or key.startswith(f"{p}.") for p in self.allow) for key in changed]
         refused = [line for line, fine in zip(told, allowed, strict=True) if not fine]
         if refused:
@@ -120,9 +112,10 @@ class ResumeCheckHook(Hook):
 def _trains(model: Any) -> dict[str, str]:
     """What trains, in the optimizer's order: shapes by name, channels of projections as a digest."""
     model = unwrapped(model)
-    channels = channels_of(model)
+    channels = {_plain(name): chosen for name, chosen in channels_of(model).items()}
     found = {}
     for name, parameter in model.named_parameters():
+        name = _plain(name)
         projection = name.rpartition(".trained.")[0]
         if projection in channels:
             digest = hashlib.sha256(json.dumps(channels[projection]).encode()).hexdigest()[:16]
@@ -130,6 +123,10 @@ def _trains(model: Any) -> dict[str, str]:
         elif parameter.requires_grad:
             found[name] = str(tuple(parameter.shape))
     return found
+
+
+def _plain(name: str) -> str:
+    return name.replace("_fsdp_wrapped_module.", "")
 
 
 def _compare_trained(then: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -148,10 +145,11 @@ def _some(lines: Sequence[str], count: int = 8) -> str:
     return "\n  ".join(lines[:count]) + rest
 
 
-def _flat(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _settings(cfg: Mapping[str, Any]) -> dict[str, str]:
     """Keys and values, as text, of the config's compared parts."""
-    for key in _COMPARED:
-        yield from _leaves(cfg.get(key), key)
+    leaves = (leaf for part in _COMPARED for leaf in _leaves(cfg.get(part), part))
+    settings = {key: value for key, value in leaves if not any(fnmatchcase(key, out) for out in _LEFT_OUT)}
+    return {**settings, "processes": str(get_world_size())}
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:

@@ -89,3 +89,16 @@ def test_interval_between_accumulated_gradients_is_told(
         make_runner(tiny_classifier, optim_wrapper=wrapper, default_hooks=hooks).train()
         told = "checkpoints every 3 iterations fall between the 2 that are accumulated" in read_log()
         assert told == (interval == 3)
+
+
+def test_what_was_half_written_by_a_run_that_was_killed_is_removed(
+    tiny_classifier: Any, make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    left = [work / name for name in (".iter_4.pth.node.17.part", ".best_score_iter_4.pth.node.17.part")]
+    other = work / "notes.part"
+    for path in (*left, other):
+        path.write_bytes(b"half")
+    make_runner(tiny_classifier, **settings()).train()
+    assert not any(path.exists() for path in left) and other.exists()
