@@ -10,6 +10,7 @@ from .engine.hooks import (
     DataCheckHook,
     FiniteLossHook,
     ResumeCheckHook,
+    SavedBuffersHook,
     StopSignalHook,
     TrainingLogHook,
 )
@@ -26,6 +27,7 @@ HOOKS.register_module(module=AtomicCheckpointHook)
 HOOKS.register_module(module=DataCheckHook)
 HOOKS.register_module(module=FiniteLossHook)
 HOOKS.register_module(module=ResumeCheckHook)
+HOOKS.register_module(module=SavedBuffersHook)
 HOOKS.register_module(module=StopSignalHook)
 HOOKS.register_module(module=TrainingLogHook)
 LOOPS.register_module(module=ResumableTrainLoop)

@@ -13,6 +13,7 @@ default_hooks = dict(
     # here, not below: configs replace that list
     finite_loss=dict(type="FiniteLossHook"),
     resume_check=dict(type="ResumeCheckHook"),
+    saved_buffers=dict(type="SavedBuffersHook"),
     stop_signal=dict(type="StopSignalHook"),
     training_log=dict(type="TrainingLogHook"),
 )

@@ -7,6 +7,7 @@ import time
 import uuid
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apla_mm
@@ -27,6 +28,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from apla_mm.engine.adapt_runner import unwrapped
+from apla_mm.engine.hooks import SavedBuffersHook
 from apla_mm.engine.launching import join_processes, prepare_launch
 from apla_mm.measure import CountedBuckets
 from apla_mm.measure.fingerprint import channels_of
@@ -240,6 +242,16 @@ def train_with_loss_scaling(rank: int) -> dict[str, Any]:
     )
 
 
+def buffers_at_validation(rank: int) -> dict[str, list[float]]:
+    """Those of a BN whose statistics differ from rank to rank, when a validation begins."""
+    model = nn.Sequential(nn.BatchNorm2d(2))
+    model[0].running_mean.fill_(1.0 + rank)
+    model[0].num_batches_tracked.fill_(5 + rank)
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    SavedBuffersHook().before_val_epoch(SimpleNamespace(model=wrapped))
+    return {name: buffer.flatten().tolist() for name, buffer in model.named_buffers()}
+
+
 def work(process: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -258,6 +270,7 @@ def work(process: int, port: int, folder: Path) -> None:
             except Exception as failure:
                 error = f"{type(failure).__name__}: {failure}"
             told[f"other {name}"] = dict(error=error, seconds=time.perf_counter() - start)
+        told["buffers"] = buffers_at_validation(process)
         told["loss scaling"] = train_with_loss_scaling(process)
         distributed.destroy_process_group()
     (folder / f"{process}.json").write_text(json.dumps(told))
@@ -389,3 +402,8 @@ def test_overflow_in_float16_on_one_rank_skips_the_step_on_each(told: list[dict[
     step = {**rows, "head.weight": [*range(5)], "head.bias": [*range(5)]}
     assert len(step) == 6
     assert first["changed"] == [step, {}, *[step] * 4]
+
+
+def test_all_ranks_validate_with_the_buffers_that_rank_0_saves(told: list[dict[str, Any]]) -> None:
+    expected = {"0.running_mean": [1.0, 1.0], "0.running_var": [1.0, 1.0], "0.num_batches_tracked": [5]}
+    assert told[0]["buffers"] == told[1]["buffers"] == expected

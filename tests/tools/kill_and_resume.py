@@ -5,11 +5,11 @@ Usage: python tests/tools/kill_and_resume.py [--kills 20] [--seed 0] [--processe
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from small_run import CONFIG, OPTIONS, ROOT, TRAIN, write_data_set
 
@@ -68,10 +69,15 @@ def start(work_dir: Path, data: str, processes: int, loop: str = LOOP) -> subpro
         )
 
 
-def end(process: subprocess.Popen, number: signal.Signals = signal.SIGKILL) -> None:
-    """Signal the whole group, and wait."""
-    os.killpg(process.pid, number)
+def kill(process: subprocess.Popen) -> None:
+    """End a process and all that it has started, at once; torchrun starts each of its own in a group of its own."""
+    root = psutil.Process(process.pid)
+    family = [root, *root.children(recursive=True)]
+    for one in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
+    psutil.wait_procs(family)
 
 
 def finish(work_dir: Path, data: str, processes: int, loop: str = LOOP) -> None:
@@ -90,7 +96,7 @@ def kill_after(work_dir: Path, data: str, processes: int, iteration: int, second
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        end(process)
+        kill(process)
 
 
 def unreadable(work_dir: Path) -> list[str]:

@@ -5,6 +5,7 @@ from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .data_check_hook import DataCheckHook
 from .finite_loss_hook import FiniteLossHook
 from .resume_check_hook import ResumeCheckHook
+from .saved_buffers_hook import SavedBuffersHook
 from .stop_signal_hook import StopSignalHook
 from .training_log_hook import TrainingLogHook
 
@@ -14,6 +15,7 @@ __all__ = [
     "DataCheckHook",
     "FiniteLossHook",
     "ResumeCheckHook",
+    "SavedBuffersHook",
     "StopSignalHook",
     "TrainingLogHook",
 ]
