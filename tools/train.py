@@ -4,6 +4,7 @@ import argparse
 
 import torch
 from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
 
 from apla_mm.engine.command_line import add_common_arguments, build_runner, load_config
 
@@ -49,9 +50,12 @@ def main() -> None:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise SystemExit("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == "auto" else args.resume
+    if args.resume == "auto":
+        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+        if cfg.resume:
+            cfg.load_from = None  # else it is where a run begins
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
     build_runner(cfg, ("train_dataloader", "val_dataloader")).train()
 
 

@@ -57,13 +57,17 @@ def load_from_local(filename: str | Path, map_location: Any = None) -> dict[str,
         raise FileNotFoundError(f"checkpoint '{path}': no such file (looked in {Path.cwd()})")
     try:
         with torch.serialization.safe_globals(_safe_globals()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way
         reason = next((line for line in str(error).splitlines() if "Unsupported" in line or "attribute" in line), error)
         raise ValueError(
             f"checkpoint '{path}' was not read, being damaged or holding more than tensors and plain values: {reason}. "
             "Name types of your own that it may hold by torch.serialization.add_safe_globals"
         ) from error
+    meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
+    if isinstance(meta, dict):
+        meta.pop("config", None)  # a text that mmengine would run as Python when it resumes
+    return checkpoint
 
 
 @CheckpointLoader.register_scheme(prefixes=("http://", "https://"), force=True)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio.io import backend_instances
 
 SUFFIX = ".part"  #: of a file that is being written, or whose writer was killed
 
@@ -28,7 +29,10 @@ class AtomicLocalBackend(LocalBackend):
         Raises:
             OSError: It cannot be written; what was there before is still there.
         """
-        path = Path(filepath)
+        path = Path(os.path.realpath(filepath))
+        if path.exists() and not path.is_file():  # a device or pipe
+            super().put(obj, filepath)
+            return
         aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{SUFFIX}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,14 +40,16 @@ class AtomicLocalBackend(LocalBackend):
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
+            if path.exists():
+                shutil.copymode(path, aside)
             os.replace(aside, path)
-            _sync_folder(path.parent)
         except OSError as error:
             with suppress(OSError):
                 aside.unlink()
             raise OSError(
-                error.errno, f"{os.strerror(error.errno or 0)}: not written{_room(len(obj), path.parent)}", str(path)
+                error.errno, f"{os.strerror(error.errno or 0)}: not written{_room(obj, path.parent)}", str(path)
             ) from error
+        _sync_folder(path.parent)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
         """Write text to a file; see :meth:`put`."""
@@ -51,23 +57,22 @@ class AtomicLocalBackend(LocalBackend):
 
 
 def _sync_folder(folder: Path) -> None:
-    try:
+    with suppress(OSError):  # which some file systems cannot
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # some file systems open no folders
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _room(size: int, folder: Path) -> str:
+def _room(obj: bytes | memoryview, folder: Path) -> str:
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
         return ""
-    return f"; it needs {size / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are free"
+    return f"; it needs {memoryview(obj).nbytes / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are free"
 
 
 # the backend of mmengine's name, for checkpoints and all else that goes through its file module
 register_backend("local", AtomicLocalBackend, force=True, prefixes="")
+backend_instances.clear()  # of those that were used before

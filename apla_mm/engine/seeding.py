@@ -10,7 +10,7 @@ def seed_all(*key: int) -> None:
     """Seed the generators of Python, NumPy and torch, on every device.
 
     Args:
-        key: Non-negative integers. Any difference gives unrelated random numbers.
+        key: Non-negative integers. Of two keys of equal length, any difference gives unrelated random numbers.
     """
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(words.tobytes())

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather_object, get_rank
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -46,7 +46,9 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         super().__init__(runner, dataloader, max_iters, **kwargs)
         if self.dataloader.batch_sampler is None:
             raise ValueError("ResumableTrainLoop reads data sets by indices, in batches; use IterBasedTrainLoop")
-        del self.dataloader_iterator  # it may have started workers
+        # it may have started workers
+        del self.dataloader_iterator
+        self.dataloader._iterator = None
 
     def run(self) -> Any:
         """Train, from the iteration that was resumed to the last.
@@ -61,6 +63,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         batches = TrainingBatches(
             self.dataloader, self._batch_sampler(seed), seed, self._iter, skip_unreadable=self.skip_unreadable
         )
+        self._decide_current_val_interval()
         if self._iter and self._validation_is_due():
             runner.val_loop.run()
         while self._iter < self._max_iters and not self.stop_training:
@@ -71,15 +74,15 @@ class ResumableTrainLoop(IterBasedTrainLoop):
             self._decide_current_val_interval()
             if self._validation_is_due():
                 runner.val_loop.run()
-        if batches.skipped:
-            text = f"{batches.skipped} samples could not be read and were skipped; the log names each"
+        if skipped := sum(all_gather_object(batches.skipped)):
+            text = f"{skipped} times a sample could not be read and was skipped; the log names each"
             print_log(text, logger="current", level=logging.WARNING)
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         return runner.model
 
     def _ranks_differ(self) -> bool:
-        return (self.runner.cfg.get("randomness") or {}).get("diff_rank_seed", False)
+        return self.runner._randomness_cfg.get("diff_rank_seed", False)
 
     def _validation_is_due(self) -> bool:
         last = self._iter == self._max_iters
@@ -92,12 +95,11 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         Args:
             seed: For the sampler.
         """
-        if self._loader_cfg is None or not isinstance(self._loader_cfg.get("sampler"), dict):
+        cfg = self._loader_cfg or {}
+        if not isinstance(cfg.get("sampler"), dict) or not isinstance(cfg.get("batch_sampler", {}), dict | None):
             return self.dataloader.batch_sampler
-        sampler = DATA_SAMPLERS.build(
-            self._loader_cfg["sampler"], default_args=dict(dataset=self.dataloader.dataset, seed=seed)
-        )
-        size, batched = self._loader_cfg["batch_size"], self._loader_cfg.get("batch_sampler")
-        if isinstance(batched, dict):
-            return DATA_SAMPLERS.build(batched, default_args=dict(sampler=sampler, batch_size=size))
-        return BatchSampler(sampler, size, drop_last=self._loader_cfg.get("drop_last", False))
+        sampler = DATA_SAMPLERS.build(cfg["sampler"], default_args=dict(dataset=self.dataloader.dataset, seed=seed))
+        size = cfg["batch_size"]
+        if cfg.get("batch_sampler"):
+            return DATA_SAMPLERS.build(cfg["batch_sampler"], default_args=dict(sampler=sampler, batch_size=size))
+        return BatchSampler(sampler, size, drop_last=cfg.get("drop_last", False))

@@ -1,9 +1,13 @@
 """Batches of training data, each of which follows from the seed and its place in training alone."""
 
+import logging
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+import re
+import traceback
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mmcv.transforms import BaseTransform
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Dataset
@@ -58,7 +62,7 @@ class TrainingBatches:
             return next(self._batches)
         except (ConnectionError, EOFError, RuntimeError) as error:
             # torch notices the death of a worker, or fails to take a batch from it
-            if type(error) is RuntimeError and "DataLoader worker" not in str(error):
+            if type(error) is RuntimeError and not re.search("killed by signal|exited unexpectedly", str(error)):
                 raise
             raise RuntimeError(
                 f"train_dataloader: a worker died: {error}; if the system ended it for want of memory, which its log "
@@ -110,46 +114,46 @@ class _Reader(Dataset):
     def __getitems__(self, batch: _Batch) -> list[Any]:
         return [self._read(i, (batch.before + k) * self.world_size + self.rank) for k, i in enumerate(batch)]
 
-    def _read(self, index: int, place: int) -> Any:
+    def _read(self, index: Any, place: int) -> Any:
         for step in range(len(self.dataset) if self.skip_unreadable else 1):
             seed_all(self.seed, 0, place)
-            sample = (index + step) % len(self.dataset)
+            sample = (index + step) % len(self.dataset) if step else index
             try:
                 return self.dataset[sample]
             except Exception as error:
-                unreadable = _first_unreadable(self.dataset, sample)
-                if unreadable is None or not self.skip_unreadable:
-                    raise DataError(_told(self.dataset, sample, error, unreadable)) from error
+                told, unreadable = _cause(error, sample)
+                if not unreadable or not self.skip_unreadable:
+                    cure = (
+                        "; mend or leave out the file, or let training skip and count such ones by "
+                        "train_cfg.skip_unreadable=True"
+                    )
+                    raise DataError(f"train_dataloader: {told}{cure if unreadable else ''}") from error
                 with self.skipped.get_lock():
                     self.skipped.value += 1
-                print_log(f"skipped: {unreadable}", logger="current")
+                # as an error, which all ranks write
+                print_log(f"skipped: {told}", logger="current", level=logging.ERROR)
         raise DataError(f"train_dataloader: none of {len(self.dataset)} samples can be read")
 
 
-def _files(dataset: Any, index: int) -> dict[str, str]:
-    info: Callable[[int], Any] | None = getattr(dataset, "get_data_info", None)
-    try:
-        sample = info(index) if info else {}
-    except Exception:  # of a data set that mixes others
-        sample = {}
-    return {what: sample[key] for what, key in _FILES if sample.get(key)}
+def _cause(error: Exception, sample: Any) -> tuple[str, bool]:
+    """What to say of an error while a sample was read, and whether a transform that loads files has raised it.
 
-
-def _first_unreadable(dataset: Any, index: int) -> str | None:
-    """What is wrong with a sample's files; None if they can be read."""
-    for what, path in _files(dataset, index).items():
+    The files are those of the transform that failed: a data set that mixes pictures, as for mosaics, reads others than
+    its sample's.
+    """
+    files: dict[str, str] = {}
+    loading = False
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        transform = frame.f_locals.get("self")
+        results = frame.f_locals.get("results", frame.f_locals.get("data"))  # of a transform, or a pipeline
+        if isinstance(results, dict) and results.get("img_path"):
+            files = {what: results[key] for what, key in _FILES if results.get(key)}
+        if isinstance(transform, BaseTransform):
+            loading = type(transform).__name__.startswith("Load")
+    for what, path in files.items() if loading else ():
         try:
-            read_picture(path, what, getattr(dataset, "backend_args", None), flag="unchanged")
-        except UnreadableError as error:
-            return str(error)
-    return None
-
-
-def _told(dataset: Any, index: int, error: Exception, unreadable: str | None) -> str:
-    if unreadable:
-        return (
-            f"train_dataloader: {unreadable}; mend or leave out the file, or let training skip and count such ones by "
-            "train_cfg.skip_unreadable=True"
-        )
-    files = ", ".join(f"{what} '{path}'" for what, path in _files(dataset, index).items())
-    return f"train_dataloader: sample {index}{f' ({files})' if files else ''}: {type(error).__name__}: {error}"
+            read_picture(path, what, flag="unchanged")
+        except UnreadableError as unreadable:
+            return str(unreadable), True
+    named = ", ".join(f"{what} '{path}'" for what, path in files.items())
+    return f"sample {sample}{f' ({named})' if named else ''}: {type(error).__name__}: {error}", loading

@@ -10,7 +10,8 @@ def keep_whole(model: nn.Module) -> list[nn.Parameter]:
     """Ready a model for ``FullyShardedDataParallel``; what trains in it is left out of the sharding.
 
     A flat parameter that mixes both would get a gradient of its whole size, frozen weights included. What trains is
-    small; it stays on every process and its gradients are averaged in backward, as in DDP::
+    small; it stays on every process and its gradients are averaged in backward, one by one as they come, so that
+    backward must reach the same parameters in each process::
 
         FSDP(model, ignored_states=keep_whole(model), use_orig_params=True, auto_wrap_policy=...)
 
@@ -44,6 +45,6 @@ def keep_whole(model: nn.Module) -> list[nn.Parameter]:
 
 def _average(parameter: nn.Parameter) -> None:
     # gradients of earlier iterations that it holds are the same everywhere, and stay so
-    torch.distributed.all_reduce(parameter.grad)
     assert parameter.grad is not None
+    torch.distributed.all_reduce(parameter.grad)
     parameter.grad.div_(torch.distributed.get_world_size())

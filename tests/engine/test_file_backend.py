@@ -1,6 +1,8 @@
+import errno
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -46,11 +48,63 @@ def test_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
         put(b"bytes", tmp_path / "file/below")
 
 
+def test_links_and_modes_stay_and_pipes_are_written_to(tmp_path: Path) -> None:
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    target.write_bytes(b"old")
+    target.chmod(0o604)
+    link.symlink_to(target)
+    put(b"new", link)
+    assert link.is_symlink() and target.read_bytes() == b"new" and target.stat().st_mode & 0o777 == 0o604
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    put(b"through", pipe)
+    assert reader.communicate()[0] == b"through" and pipe.is_fifo()
+
+
+def test_file_system_that_cannot_sync_folders_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not here")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    put(b"bytes", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"bytes"
+
+
+def test_writers_of_before_the_import_use_it_too(tmp_path: Path) -> None:
+    script = (
+        "from mmengine.fileio import put_text, get_file_backend\n"
+        f"put_text('one', {str(tmp_path / 'file')!r})\n"
+        "import apla_mm\n"
+        f"print(type(get_file_backend({str(tmp_path)!r}, enable_singleton=True)).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "AtomicLocalBackend"
+
+
+PAIR = """
+import sys, time
+from pathlib import Path
+from mmengine.fileio import put
+import apla_mm
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(100):
+    put(bytes(2**18), sys.argv[1])
+"""
+
+
 def test_processes_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
-    path = tmp_path / "file.bin"
-    script = f"import apla_mm; from mmengine.fileio import put; [put(bytes(2**20), {str(path)!r}) for _ in range(40)]"
-    writers = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(2)]
-    assert [writer.communicate()[1][-500:] for writer in writers if writer.wait()] == []
+    path, pipes = tmp_path / "file.bin", dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    writers = [subprocess.Popen([sys.executable, "-c", PAIR, str(path)], text=True, **pipes) for _ in range(2)]
+    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 2
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    assert [writer.communicate()[1] for writer in writers] == ["", ""]
     assert list(tmp_path.iterdir()) == [path]
 
 

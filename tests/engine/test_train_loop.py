@@ -1,6 +1,7 @@
 """ResumableTrainLoop against runs that were never cut."""
 
 import contextlib
+import copy
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from apla_mm.engine.checkpoint_reader import load_from_local
+from apla_mm.engine.data_check import DataError
 
 ITERATIONS = 6
 
@@ -44,7 +47,7 @@ class Leave(Hook):
 
 def lengthen(cfg: Config, work_dir: Path) -> Config:
     """Random augmentation, dropout, stochastic depth, a mean of weights; a checkpoint after every second iteration."""
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
     cfg.train_cfg.update(max_iters=ITERATIONS, val_interval=ITERATIONS)
     cfg.train_dataloader.dataset.pipeline = [
         dict(type="LoadImageFromFile"),
@@ -108,7 +111,10 @@ def whole(
 ) -> tuple[Config, Path]:
     """A config without a seed, and a run of it that was never cut; it drew a seed, which the config then has."""
     folder = tmp_path_factory.mktemp("whole")
-    cfg = lengthen(make_segmentation_config(make_data_set(folder / "scenes"), folder), folder / "work")
+    scenes = make_data_set(folder / "scenes")
+    for i, path in enumerate(sorted((scenes / "images/training").iterdir())):
+        Image.new("RGB", (48, 40), (80 * i, 255 - 80 * i, 40)).save(path)  # else all would be the same
+    cfg = lengthen(make_segmentation_config(scenes, folder), folder / "work")
     train(cfg)
     cfg.randomness = dict(seed=load_from_local(folder / "work/iter_2.pth")["meta"]["seed"])
     return cfg, folder / "work"
@@ -160,6 +166,21 @@ def test_validation_that_was_cut_is_done_first(whole: tuple[Config, Path], tmp_p
     assert len(list(work.glob("best_mIoU_iter_*.pth"))) == 1
 
 
+@pytest.mark.parametrize("cut", [4, 5])
+def test_validations_are_due_by_the_interval_of_their_time(
+    whole: tuple[Config, Path], tmp_path: Path, cut: int
+) -> None:
+    cfg = lengthen(whole[0], tmp_path / "work")
+    cfg.train_cfg.update(val_interval=4, dynamic_intervals=[(5, 1)])
+    cfg.default_hooks.checkpoint.interval = 1
+    train(cfg, Leave(cut, validating=cut == 5))
+    cfg.resume, cfg.experiment_name = True, uuid.uuid4().hex
+    train(cfg)
+    logs = (tmp_path / "work").glob("*/vis_data/scalars.json")
+    lines = [json.loads(line) for log in sorted(logs) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines if "mIoU" in line] == [4, 5, 6]
+
+
 def test_loader_without_a_config_is_resumed_too(
     tiny_classifier: Any, make_runner: Callable[..., Runner], tmp_path: Path
 ) -> None:
@@ -186,3 +207,19 @@ def test_data_without_indices_are_refused(tiny_classifier: Any, make_runner: Cal
     )
     with pytest.raises(ValueError, match="reads data sets by indices, in batches; use IterBasedTrainLoop"):
         runner.train()
+
+
+def test_corrupt_pictures_are_told_before_training_and_skipped(segmentation_config: Config, data_root: Path) -> None:
+    (path,) = (data_root / "images/training").glob("scene_1.*")
+    path.write_bytes(path.read_bytes()[:30])
+    segmentation_config.train_cfg.update(max_iters=3, skip_unreadable=True)
+    Runner.from_cfg(segmentation_config).train()
+    log = "".join(path.read_text() for path in Path(segmentation_config.work_dir).glob("*/*.log"))
+    told = f"the picture '{path}' cannot be read"
+    assert f"train_dataloader: 1 samples will be skipped, as train_cfg.skip_unreadable says: {told}" in log
+    assert f"skipped: {told}" in log
+    assert "2 times a sample could not be read and was skipped; the log names each" in log
+    segmentation_config.train_cfg.skip_unreadable = False
+    segmentation_config.experiment_name = uuid.uuid4().hex
+    with pytest.raises(DataError, match=told):
+        Runner.from_cfg(segmentation_config).train()

@@ -158,8 +158,34 @@ def test_error_of_the_pipeline_is_not_skipped_and_names_the_sample(
         read_scenes(scenes, skip=True)
 
 
+def test_partner_of_a_mixed_sample_is_the_one_that_is_named(scenes: Any, data_root: Path) -> None:
+    class Mixed(Dataset):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> Any:
+            scenes[index + 1 if index == 1 else 0]
+            return scenes[index]
+
+    (path,) = (data_root / "images/training").glob("scene_2.*")
+    path.write_bytes(b"no picture")
+    sampler = BatchSampler([1], 1, drop_last=False)
+    with pytest.raises(DataError, match=f"train_dataloader: the picture '{path}' cannot be read"):
+        next(TrainingBatches(DataLoader(Mixed(), collate_fn=list), sampler, 0, 0, skip_unreadable=False))
+
+
 def test_skipping_ends_where_nothing_can_be_read(scenes: Any, data_root: Path) -> None:
     for path in (data_root / "images/training").glob("*"):
         path.write_bytes(b"no picture")
     with pytest.raises(DataError, match="none of 3 samples can be read"):
         read_scenes(scenes, skip=True)
+
+
+def test_error_of_collation_is_not_told_as_a_death(scenes: Any) -> None:
+    def collate(samples: list[Any]) -> None:
+        raise RuntimeError("stack expects equal sizes")
+
+    sampler = BatchSampler(SequentialSampler(scenes), 1, drop_last=False)
+    loader = DataLoader(scenes, num_workers=1, collate_fn=collate)
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker(.|\n)*stack expects equal sizes"):
+        next(TrainingBatches(loader, sampler, 0, 0, skip_unreadable=False))

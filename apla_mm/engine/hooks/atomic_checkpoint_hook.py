@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -30,9 +30,11 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Remove what a run that was killed has half written, and say where checkpoints would lose gradients."""
         super().before_train(runner)
+        self._stay_here()
         if is_main_process() and Path(self.out_dir).is_dir():
-            for path in Path(self.out_dir).glob(f".*.pth.*{SUFFIX}"):
-                path.unlink()
+            for name in ("*.pth", "last_checkpoint"):
+                for path in Path(self.out_dir).glob(f".{name}.*{SUFFIX}"):
+                    path.unlink(missing_ok=True)
         count = accumulated_iterations(runner)
         if not self.by_epoch and self.interval > 0 and self.interval % count:
             print_log(
@@ -52,7 +54,7 @@ class AtomicCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
-        try:
+        with _naming_what_is_left(runner):
             runner.save_checkpoint(
                 self.out_dir,
                 name,
@@ -64,8 +66,6 @@ class AtomicCheckpointHook(CheckpointHook):
                 backend_args=self.backend_args,
                 **self.args,
             )
-        except OSError as error:
-            raise RuntimeError(f"'{self.last_ckpt}' could not be saved: {error}; {last_checkpoint(runner)}") from error
         if is_main_process():
             put_text(self.last_ckpt, join_path(runner.work_dir, "last_checkpoint"))
             if outdated is not None:
@@ -74,7 +74,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 )
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        with self._removing_afterwards():
+        with _naming_what_is_left(runner), self._removing_afterwards():
             super()._save_best_checkpoint(runner, metrics)
 
     @contextmanager
@@ -85,8 +85,28 @@ class AtomicCheckpointHook(CheckpointHook):
             yield
         finally:
             self.file_backend = backend
-        for path in later.paths:
+        for path in set(later.paths) - set(self._best().values()):
             _remove(backend, path)
+
+    def _best(self) -> dict[str, str]:
+        """The best checkpoint for each score."""
+        if not self.save_best:
+            return {}
+        if len(self.key_indicators) == 1:
+            return {"": self.best_ckpt_path} if self.best_ckpt_path else {}
+        return {key: path for key, path in self.best_ckpt_path_dict.items() if path}
+
+    def _stay_here(self) -> None:
+        """Look for the best checkpoint, which will be removed for a better one, in this run's folder alone.
+
+        The one that is resumed may name a file anywhere: of the folder that this one was copied from, say.
+        """
+        for key, path in self._best().items():
+            here = self.file_backend.join_path(self.out_dir, PurePosixPath(path).name)
+            if key:
+                self.best_ckpt_path_dict[key] = here
+            else:
+                self.best_ckpt_path = here
 
 
 class _RemovesLater:
@@ -103,6 +123,14 @@ class _RemovesLater:
         self.paths.append(path)
 
     rmtree = remove
+
+
+@contextmanager
+def _naming_what_is_left(runner: Runner) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError(f"a checkpoint could not be saved: {error}; {last_checkpoint(runner)}") from error
 
 
 def accumulated_iterations(runner: Runner) -> int:

@@ -40,8 +40,8 @@ class FiniteLossHook(Hook):
         told = ", ".join(f"{key} {value:g}" for key, value in losses.items() if not math.isfinite(value))
         raise RuntimeError(
             f"iteration {runner.iter + 1}: {told}; pictures: {_some(pictures)}; those of the iteration before, whose "
-            f"gradient may have been the cause: {_some(self._before)}; {last_checkpoint(runner)}. A smaller learning "
-            "rate, a longer warm-up, clip_grad, or bfloat16 instead of float16 may help"
+            f"gradient may have been the cause: {_some(self._before)}; {last_checkpoint(runner)}. clip_grad, or "
+            "bfloat16 instead of float16, may help; so may a smaller learning rate or a longer warm-up, in a new run"
         )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -53,8 +53,8 @@ class FiniteLossHook(Hook):
         for name, parameter in unwrapped(runner.model).named_parameters():
             if parameter.requires_grad and not torch.isfinite(parameter).all():
                 raise RuntimeError(
-                    f"iteration {runner.iter + 1}: '{name}' holds values that are not finite, and is not saved; "
-                    f"pictures of the last iteration: {_some(self._before)}; {last_checkpoint(runner)}"
+                    f"iteration {checkpoint['meta']['iter']}: '{name}' holds values that are not finite, and is not "
+                    f"saved; pictures of the last iteration: {_some(self._before)}; {last_checkpoint(runner)}"
                 )
 
 

@@ -33,6 +33,10 @@ _LEFT_OUT = (
     "*.init_cfg*",
     "*.pretrained*",
     "*.recompute",
+    "custom_hooks.APLAHook.prove",
+    "custom_hooks.APLAHook.depth",
+    "custom_hooks.APLAHook.patience",
+    "custom_hooks.DataCheckHook*",
     "train_dataloader.num_workers",
     "train_dataloader.persistent_workers",
     "train_dataloader.prefetch_factor",
@@ -40,8 +44,11 @@ _LEFT_OUT = (
     "train_dataloader.timeout",
     "train_cfg.max_*",
     "train_cfg.val_*",
+    "train_cfg.skip_unreadable",
     "train_cfg.dynamic_intervals*",
 )
+#: what is restored over the config
+_RESTORED = ("optim_wrapper.optimizer", "param_scheduler", "randomness.seed")
 _KEY = "apla_mm"
 
 
@@ -56,8 +63,8 @@ class ResumeCheckHook(Hook):
 
     Args:
         allow: Keys of the config, or patterns or beginnings of them such as ``'train_cfg'``, that may differ; also
-            ``'processes'``. The optimizer's settings, the schedules and the seed go on as they were saved, whatever
-            the config says now. What trains can never differ: the optimizer's state belongs to it.
+            ``'processes'``. The optimizer's settings, the schedules and the seed then go on as they were saved,
+            whatever the config says. What trains can never differ: the optimizer's state belongs to it.
     """
 
     priority = "VERY_HIGH"
@@ -79,7 +86,6 @@ class ResumeCheckHook(Hook):
         if not runner._resume:
             return
         meta = checkpoint.get("meta") or {}
-        meta.pop("config", None)  # mmengine would run it as Python
         if "iter" not in meta or "optimizer" not in checkpoint:
             raise ValueError(
                 "the checkpoint holds no optimizer or iteration, and a run cannot go on from it; to start anew from "
@@ -88,25 +94,42 @@ class ResumeCheckHook(Hook):
         if _KEY not in meta:
             print_log("resuming: the checkpoint has no record of its run, which is not compared", logger="current")
             return
-        record = json.loads(meta[_KEY])
-        self._compare(record["config"], _settings(runner.cfg))
-        _compare_trained(record["trains"], _trains(runner.model))
+        config, trains = _read(meta[_KEY])
+        self._compare(config, _settings(runner.cfg))
+        _compare_trained(trains, _trains(runner.model))
 
     def _compare(self, then: Mapping[str, str], now: Mapping[str, str]) -> None:
         keys = [*then, *(key for key in now if key not in then)]
         changed = [key for key in keys if then.get(key) != now.get(key)]
-        told = [f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now" for key in changed]
+        told = [
+            f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now"
+            f"{', and stays as it was saved' if key.startswith(_RESTORED) else ''}"
+            for key in changed
+        ]
         allowed = [any(fnmatchcase(key, p) or key.startswith(f"{p}.") for p in self.allow) for key in changed]
         refused = [line for line, fine in zip(told, allowed, strict=True) if not fine]
         if refused:
-            first = next(key for key, fine in zip(changed, allowed, strict=True) if not fine)
+            first = next(key for key, fine in zip(changed, allowed, strict=True) if not fine).split(".")[0]
+            first = first if first in _COMPARED else "processes"
             raise ValueError(
                 f"the checkpoint is of a run with other settings:\n  {_some(refused)}\nResume with those of then, or "
-                f"name what may differ, as in --cfg-options default_hooks.resume_check.allow={first.split('.')[0]}; to "
-                "start anew from its weights leave out --resume and set load_from"
+                f"name what may differ, as in --cfg-options default_hooks.resume_check.allow={first}; the optimizer's "
+                "settings, the schedules and the seed then stay as they were saved. To start anew from its weights "
+                "leave out --resume and set load_from"
             )
         if told:
             print_log(f"resuming with other settings, as allowed:\n  {_some(told)}", logger="current")
+
+
+def _read(record: Any) -> tuple[dict[str, str], dict[str, str]]:
+    try:
+        parts = json.loads(record)
+        config, trains = parts["config"], parts["trains"]
+        if all(isinstance(text, str) for part in (config, trains) for text in part.values()):
+            return config, trains
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise ValueError(f"the checkpoint's record of its run, meta['{_KEY}'], is damaged; set load_from, without --resume")
 
 
 def _trains(model: Any) -> dict[str, str]:
@@ -147,7 +170,10 @@ def _some(lines: Sequence[str], count: int = 8) -> str:
 
 def _settings(cfg: Mapping[str, Any]) -> dict[str, str]:
     """Keys and values, as text, of the config's compared parts."""
-    leaves = (leaf for part in _COMPARED for leaf in _leaves(cfg.get(part), part))
+    parts = {part: cfg.get(part) for part in _COMPARED}
+    # by name: one that is added changes nothing of the others
+    parts["custom_hooks"] = {_name(hook.get("type")): hook for hook in parts["custom_hooks"] or []}
+    leaves = (leaf for part, node in parts.items() for leaf in _leaves(node, part))
     settings = {key: value for key, value in leaves if not any(fnmatchcase(key, out) for out in _LEFT_OUT)}
     return {**settings, "processes": str(get_world_size())}
 
@@ -160,9 +186,11 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:
         for i, child in enumerate(node):
             yield from _leaves(child, f"{path}.{i}")
     elif node is not None:
-        # lists become tuples, and back, on the way through config files
-        yield path, repr(list(node)) if isinstance(node, tuple) else _name(node)
+        # as JSON, since tuples become lists on the way through config files
+        yield path, json.dumps(node, default=_name)
 
 
 def _name(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)

@@ -12,7 +12,7 @@ import torch.distributed
 from mmengine.device import get_device
 from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.fileio import join_path, put_text
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
@@ -92,8 +92,14 @@ class StopSignalHook(Hook):
         Raises:
             SystemExit: It was.
         """
-        if self._before and batch_idx < self._val_steps and (number := self._agreed()):
-            self._leave(runner, number, runner.iter)
+        if not self._before or batch_idx >= self._val_steps:
+            return
+        self._leaving = self._leaving or self._agreed()
+        if self._leaving and runner.iter % accumulated_iterations(runner) == 0:
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    hook._swap_ema_parameters()  # a validation sees the mean of weights
+            self._leave(runner, self._leaving, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
         """Listen no more."""

@@ -1,5 +1,8 @@
+import copy
 import json
+import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,29 @@ from mmengine.runner import Runner
 from apla_mm.engine.checkpoint_reader import load_from_local
 
 
-@pytest.fixture
-def config(segmentation_config: Config) -> Config:
-    """A run of two iterations that was saved after the first, to be resumed."""
-    cfg = segmentation_config
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_data_set: Callable[[Path], Path],
+    make_segmentation_config: Callable[[Path, Path], Config],
+) -> Config:
+    """A run of two iterations that was saved after the first."""
+    folder = tmp_path_factory.mktemp("trained")
+    cfg = make_segmentation_config(make_data_set(folder / "scenes"), folder / "work")
     cfg.train_cfg.update(max_iters=2, val_interval=10)
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.default_hooks.checkpoint = dict(type="AtomicCheckpointHook", by_epoch=False, interval=1)
     cfg.randomness = dict(seed=0)
     Runner.from_cfg(cfg).train()
-    cfg.resume, cfg.load_from = True, str(Path(cfg.work_dir, "iter_1.pth"))
+    return cfg
+
+
+@pytest.fixture
+def config(trained: Config, tmp_path: Path) -> Config:
+    """To resume a copy of that checkpoint."""
+    cfg = copy.deepcopy(trained)
+    cfg.resume, cfg.load_from = True, str(shutil.copy(Path(cfg.work_dir, "iter_1.pth"), tmp_path))
+    cfg.work_dir = str(tmp_path / "work")
     return cfg
 
 
@@ -30,15 +47,19 @@ def resume(cfg: Config) -> Runner:
     return runner
 
 
-def test_same_settings_are_resumed_wherever_files_lie_and_however_they_are_read(
-    config: Config, tmp_path: Path, data_root: Path
-) -> None:
-    config.train_dataloader.dataset.data_root = str(data_root.rename(tmp_path / "moved"))
-    config.val_dataloader.dataset.data_root = str(tmp_path / "moved")
+def test_same_settings_are_resumed_wherever_files_lie_and_however_they_are_read(config: Config, tmp_path: Path) -> None:
+    dataset = config.train_dataloader.dataset
+    dataset.data_root = str(shutil.copytree(dataset.data_root, tmp_path / "moved"))
     config.train_dataloader.num_workers = 1
     config.train_cfg.update(max_iters=3, val_interval=20)
     config.model.backbone.apla.recompute = "block"
-    config.work_dir = str(tmp_path / "elsewhere")
+    config.train_cfg.skip_unreadable = True
+    config.custom_hooks = [
+        dict(type="DataCheckHook", time_limit=1.0),
+        dict(type="EmptyCacheHook"),
+        *config.custom_hooks[1:],
+    ]
+    config.default_hooks.resume_check.allow = "custom_hooks.EmptyCacheHook"
     assert resume(config).iter == 3
 
 
@@ -61,10 +82,10 @@ def change_augmentation(cfg: Config) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (change_schedule, "param_scheduler.1.power: 1.0 then, 0.5 now"),
-        (change_rate, "optim_wrapper.optimizer.lr: 0.0003 then, 0.5 now"),
-        (change_seed, "randomness.seed: 0 then, 1 now"),
-        (change_augmentation, r"train_dataloader.dataset.pipeline.\d.type: 'RandomFlip' then"),
+        (change_schedule, "param_scheduler.1.power: 1.0 then, 0.5 now, and stays as it was saved"),
+        (change_rate, "optim_wrapper.optimizer.lr: 0.0003 then, 0.5 now, and stays as it was saved"),
+        (change_seed, "randomness.seed: 0 then, 1 now, and stays as it was saved"),
+        (change_augmentation, r"train_dataloader.dataset.pipeline.\d.type: \"RandomFlip\" then"),
     ],
 )
 def test_other_settings_are_refused_by_name_unless_allowed(config: Config, change: Any, told: str) -> None:
@@ -129,10 +150,19 @@ def test_checkpoint_without_what_resuming_needs_is_refused(config: Config, left_
 def test_checkpoint_of_another_tool_is_resumed_and_told(config: Config) -> None:
     checkpoint = load_from_local(config.load_from)
     del checkpoint["meta"]["apla_mm"]
-    # mmengine runs such a text as Python
-    checkpoint["meta"]["config"] = "raise SystemExit('run')"
     torch.save(checkpoint, config.load_from)
     runner = resume(config)
     assert runner.iter == 2
     log = "".join(path.read_text() for path in Path(config.work_dir).glob("*/*.log"))
     assert "the checkpoint has no record of its run" in log
+
+
+@pytest.mark.parametrize(
+    "record", ["", "[]", '{"config": {}, "trains": []}', '{"config": {"a": 1}, "trains": {}}', "[" * 9999, 5]
+)
+def test_damaged_record_is_refused(config: Config, record: Any) -> None:
+    checkpoint = load_from_local(config.load_from)
+    checkpoint["meta"]["apla_mm"] = record
+    torch.save(checkpoint, config.load_from)
+    with pytest.raises(ValueError, match=r"record of its run, meta\['apla_mm'\], is damaged"):
+        resume(config)

@@ -228,3 +228,38 @@ def test_forked_processes_end_by_their_parents_sigterm_alone(tmp_path: Path) -> 
     module = Path(sys.modules[shield_workers.__module__].__file__ or "")
     done = subprocess.run([sys.executable, script, module], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["True", "0", "-15"]
+
+
+def test_gradients_that_are_accumulated_are_not_lost(
+    tiny_classifier: nn.Module, make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    wrapper = dict(optimizer=dict(type="SGD", lr=0.1), accumulative_counts=3)
+    hooks = [dict(type="StopSignalHook"), Send(signal.SIGTERM, 3)]
+    assert stop(make_runner(tiny_classifier, max_iters=12, optim_wrapper=wrapper, custom_hooks=hooks)) == 143
+    assert [path.name for path in (tmp_path / "work").glob("*.pth")] == ["iter_6.pth"]
+
+
+def test_signal_in_a_validation_saves_the_weights_of_training_and_their_mean_apart(
+    tiny_classifier: nn.Module, make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    """EMAHook exchanges them for a validation."""
+    settings = dict(
+        max_iters=6,
+        train_cfg=dict(by_epoch=False, max_iters=6, val_interval=2),
+        val_dataloader=DataLoader([dict(inputs=torch.zeros(3, 32, 32), labels=0)] * 16, batch_size=2),
+        val_cfg=dict(),
+        val_evaluator=Evaluator(Nothing()),
+    )
+    start = {key: tensor.clone() for key, tensor in tiny_classifier.state_dict().items()}
+    ema = dict(type="EMAHook", momentum=0.1)
+    saving = dict(checkpoint=dict(type="CheckpointHook", interval=2, by_epoch=False))
+    make_runner(tiny_classifier, custom_hooks=[ema], default_hooks=saving, **settings).train()
+    expected = load_from_local(tmp_path / "work/iter_2.pth")
+    (tmp_path / "work/iter_2.pth").unlink()
+    tiny_classifier.load_state_dict(start)
+    hooks = [ema, dict(type="StopSignalHook"), Send(signal.SIGUSR1, 1, validating=True)]
+    assert stop(make_runner(tiny_classifier, custom_hooks=hooks, **settings)) == 138
+    found = load_from_local(tmp_path / "work/iter_2.pth")
+    for part in ("state_dict", "ema_state_dict"):
+        assert all(torch.equal(tensor, found[part][key]) for key, tensor in expected[part].items()), part
+    assert not torch.equal(found["state_dict"]["head.weight"], found["ema_state_dict"]["module.head.weight"])
