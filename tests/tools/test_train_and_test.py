@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import apla_mm  # noqa: F401  before timm
 
@@ -244,6 +244,33 @@ def load_tool(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize(
+    ("saved", "flags", "expected"),
+    [
+        (False, [], (False, "begin.pth")),
+        (False, ["--resume"], (False, "begin.pth")),  # a job that will be put back begins where the config says
+        (True, ["--resume"], (True, None)),
+        (True, [], (False, "begin.pth")),
+        (True, ["--resume", "this.pth"], (True, "this.pth")),
+    ],
+)
+def test_what_training_goes_on_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, saved: bool, flags: list[str], expected: tuple[bool, str | None]
+) -> None:
+    if saved:
+        (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
+    tool = load_tool(TRAIN)
+    found: list[Config] = []
+    ends_at_once = SimpleNamespace(train=lambda: None)
+    monkeypatch.setattr(tool, "build_runner", lambda cfg, loaders: found.append(cfg) or ends_at_once)
+    begin = ["--cfg-options", "load_from=begin.pth"]
+    monkeypatch.setattr(sys, "argv", ["train.py", str(CONFIG), *flags, "--work-dir", str(tmp_path), *begin])
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    tool.main()
+    assert (found[0].resume, found[0].load_from) == expected
 
 
 @pytest.mark.parametrize(
