@@ -209,6 +209,7 @@ def test_stock_tools_of_mmseg_test_the_same_config(stock_options: list[str], tra
 
 def test_stock_tools_of_mmseg_resume_the_same_config(stock_options: list[str], copy_of_trained: Path) -> None:
     longer = [*stock_options, "train_cfg.max_iters=6", "train_cfg.val_interval=6"]
+    longer += ["train_dataloader.dataset.metainfo.classes=dark,bright"]  # other names would be another run's
     output = run(STOCK_TRAIN, CONFIG, "--work-dir", copy_of_trained, "--resume", options=longer)
     assert re.findall(r"Iter\(train\) \[(\d)/6\]", output) == ["5", "6"]
     assert load_from_local(copy_of_trained / "iter_6.pth")["meta"]["iter"] == 6
