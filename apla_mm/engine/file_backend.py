@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import socket
-from contextlib import suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.fileio.io import backend_instances
 
-SUFFIX = ".part"  #: of a file that is being written, or whose writer was killed
+from ..checkpoint.whole_file import write_whole
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -29,40 +27,20 @@ class AtomicLocalBackend(LocalBackend):
         Raises:
             OSError: It cannot be written; what was there before is still there.
         """
-        path = Path(os.path.realpath(filepath))
+        path = Path(filepath)
         if path.exists() and not path.is_file():  # a device or pipe
             super().put(obj, filepath)
             return
-        aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{SUFFIX}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(aside, "wb") as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.exists():
-                shutil.copymode(path, aside)
-            os.replace(aside, path)
+            write_whole(obj, path)
         except OSError as error:
-            with suppress(OSError):
-                aside.unlink()
             raise OSError(
                 error.errno, f"{os.strerror(error.errno or 0)}: not written{_room(obj, path.parent)}", str(path)
             ) from error
-        _sync_folder(path.parent)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
         """Write text to a file; see :meth:`put`."""
         self.put(obj.encode(encoding), filepath)
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # which some file systems cannot
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _room(obj: bytes | memoryview, folder: Path) -> str:

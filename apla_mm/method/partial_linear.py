@@ -135,7 +135,8 @@ class TrainedChannels(nn.Module):
     def _current(self, full: Tensor, rows: Tensor, last: Tensor) -> Tensor:
         if self.leads:
             return rows
-        return torch.where((rows != last).any(), rows, full.index_select(0, self.channels))
+        moved = (rows != last) & ~(rows.isnan() & last.isnan())
+        return torch.where(moved.any(), rows, full.index_select(0, self.channels))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         pass

@@ -334,3 +334,13 @@ def test_weight_that_is_a_shard_is_an_error():
     for call in (partial.sync, partial.state_dict, partial.to_plain):
         with pytest.raises(RuntimeError, match="shard"):
             call()
+
+
+def test_good_weights_can_be_loaded_over_rows_that_became_nan() -> None:
+    layer = PartialLinear(nn.Linear(4, 6), [1, 3])
+    good = {key: value.clone() for key, value in layer.state_dict().items()}
+    layer.trained.weight.data.fill_(torch.nan)
+    layer(torch.zeros(1, 4))
+    layer.load_state_dict(good)
+    assert torch.equal(layer.trained.weight, good["weight"][[1, 3]])
+    assert all(torch.equal(value, good[key]) for key, value in layer.state_dict().items())

@@ -12,7 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from ..file_backend import SUFFIX
+from ...checkpoint.whole_file import SUFFIX
 
 
 class AtomicCheckpointHook(CheckpointHook):

@@ -1,0 +1,18 @@
+"""What is wrong with a delta."""
+
+from collections.abc import Collection
+
+
+class DeltaError(ValueError):
+    """A delta, or the file that should be one, cannot be used; nothing was changed."""
+
+
+class BaseMismatchError(DeltaError):
+    """A delta was trained on another base than it is put on."""
+
+
+def listed(names: Collection[str], most: int = 8) -> str:
+    """The first names, quoted and cut to a readable length, and how many more there are."""
+    shown = (name if name.isprintable() else ascii(name)[1:-1] for name in sorted(names)[:most])
+    quoted = ", ".join(f"'{name}'" if len(name) <= 100 else f"'{name[:100]}...'" for name in shown)
+    return quoted + (f" and {len(names) - most} more" if len(names) > most else "")
