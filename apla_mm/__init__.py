@@ -12,3 +12,7 @@ if find_spec("mmengine") is not None:
     from . import registration  # noqa: F401
 
 __all__ = ["PartialLinear", "Report", "adapt", "merge", "register_attention"]
+if find_spec("safetensors") is not None:
+    from .swap import TaskSwitch, task
+
+    __all__ += ["TaskSwitch", "task"]

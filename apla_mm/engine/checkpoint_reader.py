@@ -1,6 +1,7 @@
 """Reads mmengine's checkpoints without running what a pickle says."""
 
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..checkpoint import Delta, DeltaError, load_delta
+from ..checkpoint.file import KEY
+from ..converters.bases import BASE_FILE, find_base, load_base, merged_state
+from .packed_state import EMA, EMA_OTHERS, EMA_PREFIX, META, is_packed, unpack, with_versions
 
 _STATISTICS = ("min", "max", "mean", "current")
 
@@ -41,9 +50,13 @@ def load_from_local(filename: str | Path, map_location: Any = None) -> dict[str,
     mmengine 0.10.7 cannot read its own checkpoints with ``weights_only=True``, and onedl-mmengine falls back to an
     unpickling that runs any code in the file. Here exactly what mmengine itself writes is allowed.
 
+    A delta, ``.safetensors``, and a checkpoint of ``APLAHook(save='delta')`` are completed with their base file; see
+    :func:`~apla_mm.converters.bases.find_base` for where it is looked for. A state dict in a ``.safetensors`` file is
+    read too.
+
     Args:
         filename: The file.
-        map_location: As of ``torch.load``.
+        map_location: As of ``torch.load``; of safetensors a device alone.
 
     Returns:
         The checkpoint.
@@ -51,10 +64,74 @@ def load_from_local(filename: str | Path, map_location: Any = None) -> dict[str,
     Raises:
         FileNotFoundError: No such file.
         ValueError: It cannot be read, or holds objects of other kinds.
+        DeltaError: It is a delta, and damaged, or its base was not found or is another one.
     """
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint '{path}': no such file (looked in {Path.cwd()})")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, map_location)
+    checkpoint = _read_pickle(path, map_location)
+    if isinstance(checkpoint, dict) and is_packed(checkpoint.get("state_dict")):
+        _complete(checkpoint, path, map_location)
+    return checkpoint
+
+
+def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
+    if re.fullmatch(r"base-[0-9a-f]{16}\.safetensors", path.name):
+        raise ValueError(f"checkpoint '{path}' is a base, without what was trained: name a delta of it instead")
+    try:
+        with safe_open(path, "pt") as file:
+            plain = KEY not in (file.metadata() or {})
+        state: Any = load_file(path) if plain else None
+    except Exception:  # a damaged file fails in any way, and load_delta names it
+        plain = False
+    if plain:
+        return dict(meta={}, state_dict=_moved(state, map_location))
+    delta = load_delta(path)
+    state = with_versions(merged_state(delta, _base_of(delta, path)), delta.header)
+    meta = delta.header.extra.get(META)
+    meta = dict(meta) if isinstance(meta, dict) else {}
+    for key in ("cfg", "config"):  # texts that mmengine would run as Python
+        meta.pop(key, None)
+    dataset = meta.get("dataset_meta")
+    if isinstance(dataset, dict) and isinstance(dataset.get("classes"), list):
+        meta["dataset_meta"] = {**dataset, "classes": tuple(dataset["classes"])}
+    return dict(meta=meta, state_dict=_moved(state, map_location))
+
+
+def _complete(checkpoint: dict[str, Any], path: Path, map_location: Any) -> None:
+    """Put the base into a checkpoint that was saved without it."""
+    # deltas are put together on the CPU
+    packed = checkpoint if map_location in (None, "cpu") else _read_pickle(path, "cpu")
+    delta = unpack(packed["state_dict"], str(path))
+    base = _base_of(delta, path)
+    checkpoint["state_dict"] = _moved(with_versions(merged_state(delta, base), delta.header), map_location)
+    if EMA in checkpoint:
+        mean = merged_state(unpack(packed[EMA], str(path)), base)
+        state = with_versions(mean, delta.header, EMA_PREFIX)
+        state.update(packed.get(EMA_OTHERS, {}))
+        checkpoint[EMA] = _moved(state, map_location)
+        checkpoint.pop(EMA_OTHERS, None)
+
+
+def _base_of(delta: Delta, path: Path) -> dict[str, Tensor]:
+    name = delta.header.extra.get(BASE_FILE)
+    if name is None:
+        raise DeltaError(
+            f"delta '{path}' does not name its base file: merge both by tools/model_converters/merge_delta.py"
+        )
+    return load_base(find_base(name, path))
+
+
+def _moved(state: Any, map_location: Any) -> Any:
+    if isinstance(map_location, str | torch.device):
+        for name, tensor in state.items():
+            state[name] = tensor.to(map_location)
+    return state
+
+
+def _read_pickle(path: Path, map_location: Any) -> Any:
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)

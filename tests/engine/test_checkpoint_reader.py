@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -16,9 +17,13 @@ from mmengine.logging import HistoryBuffer, history_buffer
 from mmengine.optim import AmpOptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint, save_checkpoint
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from apla_mm.checkpoint import DeltaError, load_delta, save_delta
+from apla_mm.converters.bases import save_base
 from apla_mm.engine.checkpoint_reader import load_from_local
+from apla_mm.engine.packed_state import content_digest
 
 
 def assert_same(a: Any, b: Any, path: str = "checkpoint") -> None:
@@ -312,3 +317,168 @@ def test_missing_file_is_an_error_that_names_it_and_the_folder(tmp_path: Path, m
         load_from_local("lost.pth")
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_from_local(str(tmp_path))
+
+
+@pytest.fixture
+def saved(tiny_classifier: nn.Module, make_runner: Callable[..., Runner], tmp_path: Path) -> Path:
+    """The folder of a run that saved a delta, a checkpoint without what is frozen, and their base."""
+    hooks = dict(checkpoint=dict(type="AtomicCheckpointHook", interval=3, by_epoch=False))
+    custom = [dict(type="APLAHook", save="delta"), dict(type="EMAHook")]
+    make_runner(tiny_classifier, max_iters=3, default_hooks=hooks, custom_hooks=custom).train()
+    return tmp_path / "work"
+
+
+DELTA, SLIM = "iter_3.delta.safetensors", "iter_3.pth"
+PROJ = "backbone.vit.blocks.0.attn.proj"
+
+
+def change_header(state: dict, change: Callable[[dict], Any]) -> None:
+    about = json.loads(state[None])
+    change(about["header"])
+    state[None] = json.dumps(about)
+
+
+def forge(state: dict, key: str, tensor: torch.Tensor) -> None:
+    """Puts a tensor in, with the right digest."""
+    about = json.loads(state[None])
+    state[key] = tensor
+    about["sha256"] = content_digest(about["header"], state)
+    state[None] = json.dumps(about)
+
+
+@pytest.fixture
+def refuses(tiny_classifier: nn.Module) -> Callable[[Path, str], None]:
+    """Checks that mmengine gets an error, and the model nothing."""
+
+    def check(path: Path, message: str) -> None:
+        torch.manual_seed(5)
+        model = type(tiny_classifier)(apla=dict(r=8))
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(DeltaError, match=message):
+            load_checkpoint(model, str(path))
+        assert_same(dict(model.state_dict()), before)
+
+    return check
+
+
+@pytest.mark.parametrize("name", [DELTA, SLIM])
+def test_base_is_looked_for_where_it_may_be(saved: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_from_local(saved / name)["state_dict"]
+    (base,) = saved.glob("base-*")
+    for folder in (saved / "bases", saved.parent / "bases", saved.parent / "far/away"):
+        folder.mkdir(parents=True)
+        base = base.rename(folder / base.name)
+        if folder.name == "away":
+            monkeypatch.setenv("APLA_MM_BASES", os.pathsep.join(["/nowhere", str(folder)]))
+        assert_same(dict(load_from_local(saved / name)["state_dict"]), dict(whole))
+
+
+@pytest.mark.parametrize("name", [DELTA, SLIM])
+def test_missing_base_is_an_error_that_names_it_and_the_folders(
+    saved: Path, name: str, refuses: Callable[[Path, str], None]
+) -> None:
+    (base,) = saved.glob("base-*")
+    base.unlink()
+    refuses(saved / name, rf"{name}' needs its base, the file '{base.name}', .*'{saved}'.*APLA_MM_BASES")
+
+
+@pytest.mark.parametrize("name", [DELTA, SLIM])
+def test_other_base_is_refused(saved: Path, name: str, refuses: Callable[[Path, str], None]) -> None:
+    (base,) = saved.glob("base-*")
+    state = load_file(base)
+    state["idle.weight"] += 1
+    save_file(state, base)
+    refuses(saved / name, "by its tensors it would be called 'base-")
+    # one that is what its name says, and that the delta is made to name
+    other = save_base(state, saved)
+    if name == DELTA:
+        delta = load_delta(saved / DELTA)
+        delta.header.extra["base_file"] = other.name
+        save_delta(delta, saved / DELTA)
+    else:
+        rewrite_header(saved / SLIM, base.name, other.name)
+    refuses(saved / name, r"trained on another base.*1 differ: 'idle\.weight'")
+
+
+def rewrite_header(path: Path, old: str, new: str) -> None:
+    checkpoint = torch.load(path, weights_only=False)  # this test wrote it
+    state = checkpoint["state_dict"]
+    assert old in state[None]
+    state[None] = state[None].replace(old, new)
+    about = json.loads(state[None])
+    state[None] = json.dumps(about | dict(sha256=content_digest(about["header"], state)))
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize("base", ["../work/base-{}.safetensors", "/etc/passwd", "weights.safetensors"])
+def test_base_is_a_name_without_a_folder(saved: Path, base: str, refuses: Callable[[Path, str], None]) -> None:
+    (path,) = saved.glob("base-*")
+    rewrite_header(saved / SLIM, path.name, base.format(path.name[5:21]))
+    refuses(saved / SLIM, "its base file must be called base-<16 hexadecimal digits>")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_truncated_delta_is_an_error_that_names_it(
+    saved: Path, share: float, refuses: Callable[[Path, str], None]
+) -> None:
+    path = saved / DELTA
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    refuses(path, rf"delta '{path}': .*copy it again")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.update({None: "{"}), "its header is not JSON"),
+        (lambda state: state.update({None: "[]"}), "its header is not a JSON object"),
+        (lambda state: state.update({None: 5}), "its header is not JSON"),
+        (lambda state: state.update({"other/x": torch.ones(1)}), "'other/x' is neither of channels, rows nor tensors"),
+        (lambda state: state.update({"tensors/x": "y"}), "'tensors/x' is neither"),
+        (lambda state: state.update({"tensors/x": torch.ones(1)}), "SHA-256 is not the one it names"),
+        (lambda state: state.pop("tensors/head.weight"), "SHA-256 is not the one it names"),
+        (lambda state: state["tensors/head.weight"].add_(1), "SHA-256 is not the one it names"),
+        (lambda state: change_header(state, lambda header: header.update(version=9)), "install a newer apla_mm"),
+        (lambda state: change_header(state, lambda header: header["base"].pop("idle.weight")), "SHA-256 is not the"),
+        (lambda state: forge(state, f"channels/{PROJ}", torch.arange(8) + 30), "has 32 channels, and 37"),
+        (lambda state: forge(state, f"channels/{PROJ}", torch.zeros(8).long()), "must be distinct"),
+        (lambda state: forge(state, f"rows/{PROJ}.weight", torch.ones(8, 5)), "do not fit in the target"),
+        (lambda state: forge(state, "tensors/../x", torch.ones(1)), "are not names of tensors"),
+    ],
+)
+def test_damaged_checkpoint_without_what_is_frozen_is_refused(
+    saved: Path, change: Callable[[dict], Any], message: str, refuses: Callable[[Path, str], None]
+) -> None:
+    checkpoint = torch.load(saved / SLIM, weights_only=False)  # this test wrote it
+    change(checkpoint["state_dict"])
+    torch.save(checkpoint, saved / SLIM)
+    refuses(saved / SLIM, message)
+
+
+def test_delta_goes_where_map_location_says_and_brings_no_config_that_mmengine_would_run(saved: Path) -> None:
+    for name in (DELTA, SLIM):
+        read = load_from_local(saved / name, "meta")
+        assert {tensor.device.type for tensor in read["state_dict"].values()} == {"meta"}
+        assert read["meta"]["iter"] == 3 and "config" not in read["meta"]
+    delta = load_delta(saved / DELTA)
+    delta.header.extra["meta"]["config"] = "harm()"
+    save_delta(delta, saved / DELTA)
+    assert "config" not in load_from_local(saved / DELTA)["meta"]
+
+
+def test_state_dict_in_a_safetensors_file_is_read_and_a_base_is_not(saved: Path, tiny_classifier: nn.Module) -> None:
+    state = {name: tensor.clone() for name, tensor in tiny_classifier.state_dict().items()}
+    save_file(state, saved / "weights.safetensors")
+    assert_same(
+        load_from_local(saved / "weights.safetensors"),
+        dict(meta={}, state_dict=load_file(saved / "weights.safetensors")),
+    )
+    (base,) = saved.glob("base-*")
+    with pytest.raises(ValueError, match="is a base, without what was trained"):
+        load_from_local(base)
+
+
+def test_delta_that_names_no_base_says_how_to_use_it(saved: Path, refuses: Callable[[Path, str], None]) -> None:
+    delta = load_delta(saved / DELTA)
+    del delta.header.extra["base_file"]
+    save_delta(delta, saved / DELTA)
+    refuses(saved / DELTA, "does not name its base file: merge both by")

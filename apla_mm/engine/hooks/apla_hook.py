@@ -17,6 +17,7 @@ from torch import nn
 from ...measure import format_table, trainable_table
 from ...measure.fingerprint import channels_digest, channels_of, trained_and_frozen_digests
 from ..adapt_runner import adapt_runner, find_target, unwrapped
+from ..delta_saving import MODES, DeltaSaver, look_also_in, plain, refuse_to_resume_delta
 from ..frozen_parts import frozen_modules, trainable_names
 from ..sharding import check_strategy, gathered
 
@@ -33,6 +34,10 @@ class APLAHook(Hook):
     after the model was adapted. Without ``r``, ``channels`` and ``blocks`` the hook adapts nothing, for backbones that
     adapted themselves. ``blocks='none'`` freezes the targets, which leaves the heads to train; with
     ``train_bias`` that is BitFit (arXiv 2106.10199).
+
+    With ``save='delta'`` or ``'both'`` a delta, ``iter_N.delta.safetensors`` for ``iter_N.pth``, lies beside each
+    checkpoint: what trained or moved, which is little. It loads wherever checkpoints do, as long as the base file is
+    found, which is written once, before training.
 
     All processes must train the same channels, which DDP would not notice, since it averages gradients by position. So
     they are compared before training, those of backbones that adapted themselves too; a difference stops all processes.
@@ -58,6 +63,12 @@ class APLAHook(Hook):
         depth: How far down the table tells parts of the model apart.
         prove: Compare tensors at the first step. It takes about a second for each GB of weights, once.
         patience: Iterations after which everything that trains should have moved.
+        save: ``'full'`` for plain checkpoints; ``'both'`` for deltas too; with ``'delta'`` checkpoints keep of the
+            weights only what the deltas do, with all that resuming needs, and reading them needs this package and the
+            base file. Needs AtomicCheckpointHook.
+        base_dir: Folder of the base file, which runs of the same frozen weights can share; None for the checkpoints'
+            own. ``bases`` in that folder's parent is found without being named; any other one must be named to tools
+            that run no hooks, by the environment variable ``APLA_MM_BASES``.
     """
 
     priority = "VERY_HIGH"
@@ -79,7 +90,11 @@ class APLAHook(Hook):
         depth: int = 3,
         prove: bool = True,
         patience: int = 100,
+        save: str = "full",
+        base_dir: str | None = None,
     ) -> None:
+        if save not in MODES:
+            raise ValueError(f"APLAHook: save={save!r} must be one of {', '.join(map(repr, MODES))}")
         self.targets = [target] if isinstance(target, str) else list(target)
         if channels is not None and len(self.targets) > 1:
             raise ValueError("APLAHook: channels are listed for one target; give each target a hook of its own")
@@ -92,6 +107,8 @@ class APLAHook(Hook):
         self.depth = depth
         self.prove = prove
         self.patience = patience
+        self.save, self.base_dir = save, base_dir
+        self._saver: DeltaSaver | None = None
         self._evaluated: list[nn.Module] = []
         self._frozen: dict[str, str] | None = None
         self._trained: dict[str, str] = {}
@@ -107,6 +124,9 @@ class APLAHook(Hook):
             RuntimeError: Another process failed so, or trains other channels.
         """
         check_strategy(runner, self.adapts)
+        refuse_to_resume_delta(runner)
+        if self.base_dir is not None:
+            look_also_in(self.base_dir)
         if not isinstance(runner.optim_wrapper, OptimWrapper | OptimWrapperDict):
             return  # testing: checkpoints are plain, and so is the model
         if runner.cfg.get("activation_checkpointing"):
@@ -123,6 +143,14 @@ class APLAHook(Hook):
         if self.adapts and wrapped:
             gc.collect()  # with the old wrapper go the hooks that it left on the parameters
             runner.model = runner.wrap_model(runner.cfg.get("model_wrapper_cfg"), model)
+        if self.save != "full":
+            self._saver = DeltaSaver(self.save, self.base_dir, self._about(runner))
+            self._saver.attach(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Note the base of a run that is resumed and saves deltas."""
+        if self._saver is not None:
+            self._saver.after_load_checkpoint(runner, checkpoint)
 
     def options(self, model: nn.Module) -> dict[str, dict[str, Any]]:
         """What to do to a model.
@@ -143,6 +171,15 @@ class APLAHook(Hook):
             }
             for target in self.targets
         }
+
+    def _about(self, runner: Runner) -> dict[str, Any]:
+        """What a delta's header says of what trains."""
+        if self.adapts:
+            chosen = {**self.arguments, "target": self.targets, "trainable": self.trainable, "train": self.train}
+        else:
+            chosen = dict(runner.cfg.get("model", {}).get("backbone", {}).get("apla") or {})
+        r, seed = chosen.pop("r", None), chosen.pop("seed", None)
+        return dict(r=r, seed=seed, selection=plain({key: value for key, value in chosen.items() if value is not None}))
 
     def _adapt(self, runner: Runner) -> None:
         failure = None

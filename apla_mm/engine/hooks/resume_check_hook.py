@@ -36,6 +36,8 @@ _LEFT_OUT = (
     "custom_hooks.APLAHook.prove",
     "custom_hooks.APLAHook.depth",
     "custom_hooks.APLAHook.patience",
+    "custom_hooks.APLAHook.save",
+    "custom_hooks.APLAHook.base_dir",
     "custom_hooks.DataCheckHook*",
     "train_dataloader.num_workers",
     "train_dataloader.persistent_workers",

@@ -1,0 +1,1 @@
+"""Checkpoints, deltas and base files, out of one another; ``tools/model_converters`` are their command lines."""

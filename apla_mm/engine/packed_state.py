@@ -1,0 +1,146 @@
+"""State dicts without what was frozen, in checkpoints that are resumed."""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint import Delta, DeltaError, Header, base_digests
+from ..checkpoint.errors import listed
+from ..measure.fingerprint import tensor_digest
+
+BASE_KEY = "apla_mm_base"  #: of the base file's name in a checkpoint's ``meta``
+META = "meta"  #: of the checkpoint's ``meta`` in a delta's ``header.extra``
+EMA, EMA_PREFIX, EMA_OTHERS = "ema_state_dict", "module.", "ema_others"  #: mmengine's; its entries that are no weights
+_GROUPS = ("channels", "rows", "tensors")
+_VERSIONS = "module_versions"  #: key in ``header.extra``
+
+
+def delta_of(
+    state: Mapping[str, Tensor], base: Mapping[str, str], channels: Mapping[str, Tensor], **about: Any
+) -> Delta:
+    """What of a state dict is not in its base: the channels, what the base lacks, and what moved though it was frozen.
+
+    Args:
+        state: A state dict, on the CPU.
+        base: Digests of the base's tensors, as of :func:`~apla_mm.checkpoint.base_digests` with ``channels``.
+        channels: Of the projections by name, the output channels that train, int64 (r,).
+        **about: Fields of :class:`~apla_mm.checkpoint.Header`.
+
+    Returns:
+        The delta, of copies.
+
+    Raises:
+        DeltaError: The state dict lacks tensors of the base.
+    """
+    if missing := base.keys() - state.keys():
+        raise DeltaError(f"{listed(missing)} of the base are not in the state dict that is saved")
+    found = base_digests({name: state[name] for name in base}, channels)
+    same = {name for name, digest in found.items() if digest == base[name]}
+    kept = {
+        projection: chosen
+        for projection, chosen in channels.items()
+        if all(name in same for name in _tensors_of(projection, state))
+    }
+    rows = {name: kept[projection] for projection in kept for name in _tensors_of(projection, state)}
+    # the base holds a projection's other rows, of which one that trained whole needs none
+    same -= {name for projection in channels.keys() - kept.keys() for name in _tensors_of(projection, state)}
+    extra = {**about.pop("extra", {}), _VERSIONS: _versions_of(state)}
+    return Delta(
+        channels={projection: chosen.clone() for projection, chosen in kept.items()},
+        rows={name: state[name].index_select(0, chosen) for name, chosen in rows.items()},
+        tensors={name: tensor.clone() for name, tensor in state.items() if name not in same},
+        header=Header(base={name: found[name] for name in same}, extra=extra, **about),
+    )
+
+
+def pack(delta: Delta) -> dict[Any, Any]:
+    """A delta as plain values, for a checkpoint in a state dict's place.
+
+    The key None makes mmengine fail to load it as a state dict, which would else leave what is frozen at random.
+    """
+    tensors = {f"{group}/{name}": t for group in _GROUPS for name, t in getattr(delta, group).items()}
+    header = json.loads(json.dumps(asdict(delta.header)))  # as it will be read
+    return {None: json.dumps(dict(header=header, sha256=content_digest(header, tensors))), **tensors}
+
+
+def content_digest(header: Mapping[str, Any], tensors: Mapping[Any, Tensor]) -> str:
+    """SHA-256 of a delta's header and of tensors by name; the key None is left out."""
+    digests = {key: tensor_digest(tensor) for key, tensor in tensors.items() if key is not None}
+    return hashlib.sha256(json.dumps([header, digests], sort_keys=True).encode()).hexdigest()
+
+
+def is_packed(state: Any) -> bool:
+    """Whether something in a state dict's place was made by :func:`pack`."""
+    return isinstance(state, Mapping) and None in state
+
+
+def unpack(packed: Mapping[Any, Any], source: str) -> Delta:
+    """The delta again.
+
+    Args:
+        packed: Of :func:`pack`.
+        source: The checkpoint's file, for messages.
+
+    Raises:
+        DeltaError: It is damaged.
+    """
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
+    try:
+        about = json.loads(packed[None])
+        if not (isinstance(about, dict) and isinstance(about.get("header"), dict)):
+            raise DeltaError("its header is not a JSON object: it is damaged")
+        header = Header.from_json(about["header"])
+        for key, tensor in packed.items():
+            if key is None:
+                continue
+            group, _, name = str(key).partition("/")
+            if group not in groups or not isinstance(tensor, Tensor):
+                raise DeltaError(f"{listed([str(key)])} is neither of channels, rows nor tensors: it is damaged")
+            groups[group][name] = tensor
+        if content_digest(about["header"], packed) != about.get("sha256"):
+            raise DeltaError("its SHA-256 is not the one it names: it is damaged")
+        delta = Delta(**groups, header=header, source=source)
+        delta.check(allow_nonfinite=True)
+    except DeltaError as error:
+        raise DeltaError(f"checkpoint '{source}': {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DeltaError(f"checkpoint '{source}': its header is not JSON ({error}): it is damaged") from error
+    return delta
+
+
+def with_versions(state: Mapping[str, Tensor], header: Header, prefix: str = "") -> "OrderedDict[str, Tensor]":
+    """A state dict with its modules' versions, which some modules ask for when they load.
+
+    Args:
+        state: A whole state dict.
+        header: Of a delta of :func:`delta_of`.
+        prefix: Put before all names.
+    """
+    other = header.extra.get(_VERSIONS)
+    other = other if isinstance(other, dict) else {}
+    result = OrderedDict((prefix + name, state[name]) for name in sorted(state))
+    modules = {module for name in state for module in _modules_of(name)}
+    versions = {(prefix + module).rstrip("."): {"version": other.get(module, 1)} for module in modules}
+    result._metadata = versions  # type: ignore[attr-defined]  # as torch's own
+    return result
+
+
+def _tensors_of(projection: str, state: Mapping[str, Tensor]) -> list[str]:
+    return [name for kind in ("weight", "bias") if (name := f"{projection}.{kind}") in state]
+
+
+def _versions_of(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Versions of modules other than 1, torch's default."""
+    metadata: Mapping[str, Any] = getattr(state, "_metadata", {})
+    return {name: one["version"] for name, one in metadata.items() if one.get("version", 1) != 1}
+
+
+def _modules_of(name: str) -> Iterator[str]:
+    steps = name.split(".")[:-1]
+    for depth in range(len(steps) + 1):
+        yield ".".join(steps[:depth])

@@ -1,0 +1,35 @@
+"""demo/two_tasks.py as processes of their own, with a small ViT."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: object) -> str:
+    command = [sys.executable, "demo/two_tasks.py", "--model", "vit_tiny_patch16_224", "--swaps", "10"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow  # 20 s
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the process's memory there")
+def test_both_tasks_are_those_of_models_of_their_own(tmp_path: Path) -> None:
+    first = run("--r", "16", "--save", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["detection.safetensors", "segmentation.safetensors"]
+    again = run("--seg", tmp_path / "segmentation.safetensors", "--det", tmp_path / "detection.safetensors")
+    for text in (first, again):
+        assert re.search(r"segmentation: a label map of 416 x 640 with \d+ classes, equal to the bit to", text)
+        assert re.search(r"detection: \d+ boxes, .*, equal to the bit to", text)
+        two, one = (
+            int(re.search(rf"\| {what} +\| +(\d+)", text)[1]) for what in ("two models", "two tasks on one backbone")
+        )
+        assert 19 <= two - one <= 23  # the 5.5 million float32 of one ViT-Ti
+        assert len(re.findall(r"^\| (?:8|64|full) ", text, re.M)) == 3
+    assert first.splitlines()[:2] == again.splitlines()[:2]

@@ -1,0 +1,239 @@
+"""Runs that save deltas, and what takes deltas in a checkpoint's place, against runs that save whole checkpoints."""
+
+import importlib.util
+import json
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apla_mm  # noqa: F401  before timm
+
+# isort: split
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmseg.apis import MMSegInferencer, inference_model, init_model
+from PIL import Image
+from small_run import ROOT, write_data_set
+
+from apla_mm.checkpoint import DeltaError
+from apla_mm.engine.checkpoint_reader import load_from_local
+from apla_mm.engine.shared_options import apply_shared_options
+
+DELTA, SLIM = "iter_2.delta.safetensors", "iter_2.pth"
+CONFIGS = {
+    "APLAViT": "seg/apla_vitb_custom.py",
+    "VisionTransformer": "seg/setr-pup_mmseg-vit-b16_apla_8xb2-160k_ade20k-512x512.py",
+    "SwinTransformer": "seg/upernet_swin-t_apla_8xb2-160k_ade20k-512x512.py",
+    "detector": "det/apla_vitb_custom.py",
+}
+VIT = dict(depth=4, embed_dim=16, num_heads=2)
+SMALL: dict[str, dict[str, Any]] = {
+    "APLAViT": dict(model_kwargs=VIT, model_name="vit_tiny_patch16_224", out_indices=(0, 1, 2, 3), apla=dict(r=4)),
+    "VisionTransformer": dict(embed_dims=16, num_layers=4, num_heads=2, out_indices=(0, 1, 2, 3), drop_path_rate=0.0),
+    "SwinTransformer": dict(embed_dims=24, depths=(2, 2, 2, 2), drop_path_rate=0.0),
+    "detector": dict(
+        model_kwargs=VIT, model_name="vit_tiny_patch16_224", apla=dict(r=4), window_size=None, global_blocks=()
+    ),
+}
+
+
+def small_config(kind: str, root: Path, folder: Path, save: str) -> Path:
+    """Writes the config of a small model that trains for two steps."""
+    cfg = Config.fromfile(ROOT / "configs" / CONFIGS[kind])
+    detection = kind == "detector"
+    data = root / ("coco" if detection else "scenes")
+    names = ["square", "disc"] if detection else ["dark", "bright"]
+    shared = dict(crop_size=64, max_iters=2) | (
+        dict(data_root=str(data), classes=names) if kind in ("APLAViT", "detector") else {}
+    )
+    apply_shared_options(cfg, shared)
+    backbone = cfg.model.backbone
+    backbone.update(SMALL[kind])
+    backbone["pretrained" if kind in ("APLAViT", "detector") else "init_cfg"] = (
+        False if "model_kwargs" in backbone else None
+    )
+    if detection:
+        for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+            evaluator.ann_file = f"{data}/annotations/instances_val.json"
+        cfg.model.test_cfg.rcnn.score_thr = 0.0  # two steps are sure of nothing
+        cfg.model.neck.update(in_channels=16, out_channels=16)
+        for part in (cfg.model.rpn_head, cfg.model.roi_head):
+            narrow_detector(part)
+    else:
+        width = backbone.get("embed_dims", 16)
+        for head in (cfg.model.decode_head, *as_list(cfg.model.auxiliary_head)):
+            several = isinstance(head.in_channels, (list, tuple))
+            head.in_channels = [width * 2**i for i in range(4)] if several else width
+            if kind == "SwinTransformer" and not several:
+                head.in_channels = width * 4
+            head.channels, head.num_classes = 16, 2
+    for split in ("train", "val", "test"):
+        loader = cfg[f"{split}_dataloader"]
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.batch_size = 2 if split == "train" else 1
+        if not detection:
+            loader.dataset.update(type="BaseSegDataset", data_root=str(data), metainfo=dict(classes=names))
+            for step in loader.dataset.pipeline:
+                step.pop("reduce_zero_label", None)  # ADE20K's
+    cfg.train_cfg.val_interval = 2
+    cfg.default_hooks.checkpoint.update(interval=2)
+    (hook,) = (hook for hook in cfg.custom_hooks if hook.type == "APLAHook")
+    hook.save = save
+    cfg.custom_hooks.append(dict(type="EMAHook", momentum=0.3))
+    cfg.optim_wrapper.optimizer.lr = 3e-3
+    cfg.randomness, cfg.work_dir = dict(seed=0), str(folder)
+    cfg.visualizer.vis_backends = []
+    for key in ("tta_pipeline", "train_pipeline", "test_pipeline"):
+        cfg.pop(key, None)
+    cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline  # inferencers read it
+    folder.mkdir(parents=True)
+    path = folder / "small.py"
+    cfg.dump(path)
+    return path
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def narrow_detector(part: Any) -> None:
+    for key, value in part.items():
+        if isinstance(value, dict):
+            narrow_detector(value)
+        elif key.endswith("channels"):
+            part[key] = 16
+
+
+def run(tool: str, *arguments: object) -> None:
+    """Runs a tool in this process."""
+    spec = importlib.util.spec_from_file_location(f"tools_{tool}", ROOT / f"tools/{tool}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    name = f"experiment_name={uuid.uuid4().hex}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # the tool sets both
+        patch.setenv("LOCAL_RANK", "0")
+        patch.setattr(sys, "argv", [*map(str, (f"{tool}.py", *arguments)), "--cfg-options", name])
+        with DefaultScope.overwrite_default_scope(None):
+            module.main()
+
+
+class Runs:
+    """Two runs of one config: `whole` saved whole checkpoints, `delta` deltas."""
+
+    def __init__(self, kind: str, root: Path, folder: Path) -> None:
+        self.kind, self.whole, self.delta = kind, folder / "whole", folder / "delta"
+        for work, save in ((self.whole, "full"), (self.delta, "delta")):
+            run("train", small_config(kind, root, work, save))
+        self.config = self.whole / "small.py"
+
+    def scores(self, checkpoint: Path, work_dir: Path) -> dict[str, float]:
+        run("test", self.config, checkpoint, "--work-dir", work_dir)
+        (path,) = (path for path in work_dir.glob("*/*.json"))
+        return {k: v for k, v in json.loads(path.read_text()).items() if "time" not in k}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, make_coco_data_set: Callable[[Path], Path]) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_data_set(root / "scenes")
+    make_coco_data_set(root / "coco")
+    return root
+
+
+@pytest.fixture(scope="module")
+def make_runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Runs]]:
+    made: dict[str, Runs] = {}
+
+    def make(kind: str) -> Runs:
+        if kind not in made:
+            made[kind] = Runs(kind, data, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    yield make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_test_scores_a_delta_as_the_whole_checkpoint(make_runs: Callable, kind: str, tmp_path: Path) -> None:
+    runs = make_runs(kind)
+    whole = load_from_local(runs.whole / SLIM)["state_dict"]
+    expected = runs.scores(runs.whole / SLIM, tmp_path / "whole")
+    assert expected and (kind == "detector" or expected["mIoU"] > 0)
+    assert (runs.delta / SLIM).stat().st_size < (runs.whole / SLIM).stat().st_size
+    for name in (DELTA, SLIM):
+        read = load_from_local(runs.delta / name)["state_dict"]
+        assert whole.keys() == read.keys() and [k for k in whole if not torch.equal(whole[k], read[k])] == []
+        assert runs.scores(runs.delta / name, tmp_path / name) == expected
+
+
+@pytest.fixture(scope="module")
+def picture(data: Path) -> Path:
+    return data / "scenes/images/validation/0_1.jpg"
+
+
+@pytest.mark.slow
+def test_init_model_takes_a_delta(make_runs: Callable, picture: Path) -> None:
+    runs = make_runs("VisionTransformer")
+    logits = []
+    for path in (runs.whole / SLIM, runs.delta / DELTA, runs.delta / SLIM):
+        with DefaultScope.overwrite_default_scope(None):
+            model = init_model(str(runs.config), str(path), device="cpu")
+            assert tuple(model.dataset_meta["classes"]) == ("dark", "bright")
+            logits.append(inference_model(model, str(picture)).seg_logits.data)
+    assert logits[0].std() > 0 and torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+
+
+@pytest.mark.slow
+def test_segmentation_inferencer_takes_a_delta(make_runs: Callable, picture: Path, tmp_path: Path) -> None:
+    runs = make_runs("APLAViT")
+    found, drawn = [], []
+    for path in (runs.whole / SLIM, runs.delta / DELTA):
+        with DefaultScope.overwrite_default_scope(None):
+            infer = MMSegInferencer(model=str(runs.config), weights=str(path), device="cpu")
+            found.append(infer(str(picture), out_dir=str(tmp_path / path.suffix), show=False)["predictions"])
+        (file,) = (tmp_path / path.suffix / "vis").iterdir()
+        drawn.append(np.asarray(Image.open(file)))
+    assert found[0].shape == (64, 72) and np.array_equal(*found)
+    assert drawn[0].ndim == 3 and np.array_equal(*drawn)
+    with pytest.raises(ValueError, match="Cannot find the config"):  # a delta's is a text, which nothing runs
+        MMSegInferencer(weights=str(runs.delta / DELTA), device="cpu")
+
+
+@pytest.mark.slow
+def test_detection_inferencer_takes_a_delta(make_runs: Callable, data: Path, tmp_path: Path) -> None:
+    runs = make_runs("detector")
+    found, drawn = [], []
+    for path in (runs.whole / SLIM, runs.delta / DELTA):
+        out = tmp_path / path.suffix
+        with DefaultScope.overwrite_default_scope(None):
+            infer = DetInferencer(model=str(runs.config), weights=str(path), device="cpu", show_progress=False)
+            (result,) = infer(str(data / "coco/images/scene_0.jpg"), out_dir=str(out), pred_score_thr=0.0)[
+                "predictions"
+            ]
+        found.append(result)
+        (file,) = (out / "vis").iterdir()
+        drawn.append(np.asarray(Image.open(file)))
+    assert found[0]["scores"] and found[0] == found[1] and np.array_equal(*drawn)
+
+
+@pytest.mark.slow
+def test_nothing_is_tested_or_inferred_without_the_base(make_runs: Callable, tmp_path: Path) -> None:
+    runs = make_runs("APLAViT")
+    for name in (DELTA, SLIM):
+        lonely = shutil.copy(runs.delta / name, tmp_path)
+        message = rf"{name}' needs its base, the file 'base-[0-9a-f]{{16}}\.safetensors'.*copy it into one of them"
+        with pytest.raises(DeltaError, match=message):
+            run("test", runs.config, lonely, "--work-dir", tmp_path / "work")
+        with pytest.raises(DeltaError, match=message), DefaultScope.overwrite_default_scope(None):
+            init_model(str(runs.config), lonely, device="cpu")
+    with pytest.raises(ValueError, match=r"no optimizer.*resume from '.*iter_2\.pth', beside it"):
+        run("train", runs.delta / "small.py", "--resume", runs.delta / DELTA)

@@ -1,0 +1,61 @@
+"""Make a delta of a full checkpoint and its base.
+
+python tools/model_converters/extract_delta.py work_dirs/seg/iter_160000.pth vitb.safetensors seg.safetensors \
+    --base-prefix backbone.vit.
+What of the base did not train is written into a base file, bases/base-*.safetensors beside the delta: the delta needs
+it, and all deltas of the same base share it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from apla_mm.checkpoint import DeltaError, save_delta
+from apla_mm.converters.bases import ENVIRONMENT, find_base, save_base
+from apla_mm.converters.files import check_output, read_weights
+from apla_mm.converters.full_checkpoint import delta_of
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="full checkpoint, after training: .pth or .safetensors")
+    parser.add_argument("base", type=Path, help="weights before training: base file, checkpoint or pretrained weights")
+    parser.add_argument("out", type=Path, help="delta to write: .safetensors")
+    parser.add_argument("--base-prefix", default="", help="what the checkpoint's names have before the base's")
+    parser.add_argument("--channels", type=Path, metavar="FILE.json", help="what trained (default: what differs)")
+    parser.add_argument("--metrics", type=Path, metavar="FILE.json", help="scores to write into the delta")
+    parser.add_argument("--bases", type=Path, metavar="FOLDER", help="for the base file (default: bases beside OUT)")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    args = parser.parse_args()
+    if args.out.suffix != ".safetensors":
+        parser.error("OUT must end in .safetensors")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    check_output(args.out, args.force)
+    delta, base = delta_of(
+        read_weights(args.checkpoint),
+        read_weights(args.base).state,
+        base_prefix=args.base_prefix,
+        channels=args.channels,
+        metrics=json.loads(args.metrics.read_text()) if args.metrics else None,
+    )
+    path = save_base(base, args.bases or args.out.parent / "bases")
+    save_delta(delta, args.out)
+    print(
+        f"{args.out}: channels of {len(delta.channels)} projections, {len(delta.tensors)} whole tensors, "
+        f"{delta.nbytes / 2**20:.2f} MiB; base {delta.header.fingerprint[:12]} in {path}"
+    )
+    try:
+        find_base(path.name, args.out)
+    except DeltaError:
+        print(f"The base file is found there once the environment variable {ENVIRONMENT} names {path.parent}.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
