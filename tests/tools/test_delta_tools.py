@@ -205,7 +205,7 @@ def test_segmentation_inferencer_takes_a_delta(make_runs: Callable, picture: Pat
     assert found[0].shape == (64, 72) and np.array_equal(*found)
     assert drawn[0].ndim == 3 and np.array_equal(*drawn)
     with pytest.raises(ValueError, match="Cannot find the config"):  # a delta's is a text, which nothing runs
-        MMSegInferencer(weights=str(runs.delta / DELTA), device="cpu")
+        MMSegInferencer(None, weights=str(runs.delta / DELTA), device="cpu")
 
 
 @pytest.mark.slow
