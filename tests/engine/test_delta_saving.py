@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from apla_mm.checkpoint import DeltaError, load_delta
-from apla_mm.engine.checkpoint_reader import load_from_local
+from apla_mm.engine.checkpoint_reader import _read_pickle, load_from_local
 from apla_mm.engine.hooks import APLAHook
 
 
@@ -129,7 +129,7 @@ def test_everything_that_is_saved_reads_as_the_whole_checkpoint(
         assert full.get("param_schedulers") == read.get("param_schedulers")
         versions = read["state_dict"]._metadata
         assert versions and versions.items() <= full["state_dict"]._metadata.items()
-        raw = torch.load(folder / f"{name}.pth", weights_only=False)  # this test wrote it
+        raw = _read_pickle(folder / f"{name}.pth", "cpu")
         if save == "both":
             assert_same(full["state_dict"], raw["state_dict"])
             continue
@@ -234,7 +234,7 @@ def test_header_tells_what_was_trained_and_how_well(
     assert header.selection["blocks"] == [0] and header.selection["train"]["norm"] is True
     assert Path(tmp_path / "work" / header.extra["base_file"]).is_file()
     assert {"apla_mm", "torch", "mmengine"} <= header.versions.keys()
-    written = torch.load(tmp_path / "work/iter_3.pth", weights_only=False)["meta"]  # by this test
+    written = _read_pickle(tmp_path / "work/iter_3.pth", "cpu")["meta"]
     assert header.config == written["cfg"]
 
 
@@ -373,7 +373,7 @@ def test_training_begins_with_the_weights_of_a_delta(
 def test_mmengine_alone_does_not_take_a_checkpoint_without_what_is_frozen(
     fresh: Callable[[], nn.Module], cut: Path
 ) -> None:
-    raw = torch.load(cut / "iter_2.pth", weights_only=False)  # as mmengine reads it; this test wrote it
+    raw = _read_pickle(cut / "iter_2.pth", "cpu")  # without the base
     model = fresh()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(TypeError):
