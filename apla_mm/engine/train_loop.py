@@ -11,7 +11,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader
 
 from .seeding import seed_all
-from .training_batches import TrainingBatches
+from .training_batches import TrainingBatches, deaths_of_workers_told
 
 
 class ResumableTrainLoop(IterBasedTrainLoop):
@@ -64,16 +64,17 @@ class ResumableTrainLoop(IterBasedTrainLoop):
             self.dataloader, self._batch_sampler(seed), seed, self._iter, skip_unreadable=self.skip_unreadable
         )
         self._decide_current_val_interval()
-        if self._iter and self._validation_is_due():
-            runner.val_loop.run()
-        while self._iter < self._max_iters and not self.stop_training:
-            runner.model.train()
-            batch = next(batches)
-            seed_all(seed, 1, self._iter, get_rank())
-            self.run_iter(batch)
-            self._decide_current_val_interval()
-            if self._validation_is_due():
+        with deaths_of_workers_told():
+            if self._iter and self._validation_is_due():
                 runner.val_loop.run()
+            while self._iter < self._max_iters and not self.stop_training:
+                runner.model.train()
+                batch = next(batches)
+                seed_all(seed, 1, self._iter, get_rank())
+                self.run_iter(batch)
+                self._decide_current_val_interval()
+                if self._validation_is_due():
+                    runner.val_loop.run()
         if skipped := sum(all_gather_object(batches.skipped)):
             text = f"{skipped} times a sample could not be read and was skipped; the log names each"
             print_log(text, logger="current", level=logging.WARNING)

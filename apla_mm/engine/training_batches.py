@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmcv.transforms import BaseTransform
@@ -16,6 +17,27 @@ from .data_check import DataError, UnreadableError, read_picture
 from .seeding import seed_all
 
 _FILES = (("picture", "img_path"), ("label map", "seg_map_path"))
+
+
+@contextmanager
+def deaths_of_workers_told(*signs: type[Exception]) -> Iterator[None]:
+    """Say what helps where a data loader's worker has died, which torch raises wherever the process is at that moment.
+
+    Args:
+        *signs: Errors that mean the same here.
+
+    Raises:
+        RuntimeError: A worker died.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, signs) and not re.match("DataLoader worker .* (killed|exited)", str(error)):
+            raise
+        raise RuntimeError(
+            f"a worker of a data loader died: {error}; if the system ended it for want of memory, which its log would "
+            "say, a smaller num_workers or prefetch_factor helps"
+        ) from error
 
 
 class TrainingBatches:
@@ -58,16 +80,8 @@ class TrainingBatches:
         return self
 
     def __next__(self) -> Any:
-        try:
+        with deaths_of_workers_told(ConnectionError, EOFError):  # while a batch is taken from one that dies
             return next(self._batches)
-        except (ConnectionError, EOFError, RuntimeError) as error:
-            # torch notices the death of a worker, or fails to take a batch from it
-            if type(error) is RuntimeError and not re.search("killed by signal|exited unexpectedly", str(error)):
-                raise
-            raise RuntimeError(
-                f"train_dataloader: a worker died: {error}; if the system ended it for want of memory, which its log "
-                "would say, a smaller num_workers or prefetch_factor helps"
-            ) from error
 
     @property
     def skipped(self) -> int:

@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import json
+import multiprocessing
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,6 +195,29 @@ def test_loader_without_a_config_is_resumed_too(
         make_runner(tiny_classifier, 3, custom_hooks=[Leave(5)], **settings).train()
     make_runner(tiny_classifier, 3, resume=True, **settings).train()
     assert all(torch.equal(value, expected[key]) for key, value in tiny_classifier.state_dict().items())
+
+
+class KillWorkers(Hook):
+    """Kills the loaders' workers and waits, so that torch notices it anywhere but where a batch is taken."""
+
+    def __init__(self, when: str) -> None:
+        setattr(self, when, self.kill)
+
+    def kill(self, runner: Runner, *_: Any, **__: Any) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        for _ in range(1000):
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("when", ["before_train_iter", "before_val_iter"])
+def test_death_of_a_worker_is_told_wherever_it_is_noticed(
+    segmentation_config: Config, tmp_path: Path, when: str
+) -> None:
+    cfg = lengthen(segmentation_config, tmp_path / "work")
+    cfg.train_cfg.val_interval = cfg.train_dataloader.num_workers = cfg.val_dataloader.num_workers = 1
+    with pytest.raises(RuntimeError, match="^a worker of a data loader died: DataLoader worker .* is killed by signal"):
+        train(cfg, KillWorkers(when))
 
 
 def test_data_without_indices_are_refused(tiny_classifier: Any, make_runner: Callable[..., Runner]) -> None:

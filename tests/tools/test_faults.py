@@ -37,7 +37,7 @@ def test_worker_that_dies_ends_training_with_its_name(data: str, tmp_path: Path)
         os.kill(worker, signal.SIGKILL)
         last = outcome(process, 60).strip().splitlines()[-1]
     assert re.match(
-        r"RuntimeError: train_dataloader: a worker died: .*; if the system ended it for want of memory", last
+        r"RuntimeError: a worker of a data loader died: .*; if the system ended it for want of memory", last
     )
 
 
