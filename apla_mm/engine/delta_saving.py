@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_gather_object, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..checkpoint import DeltaError, base_digests, check_base, extract_delta, save_delta
 from ..converters.bases import BASE_FILE, ENVIRONMENT, find_base, load_base, save_base
 from .adapt_runner import unwrapped
+from .main_process import in_main_process
 from .packed_state import BASE_KEY, EMA, EMA_OTHERS, EMA_PREFIX, META, delta_of, pack
 
 MODES = ("full", "delta", "both")
@@ -128,15 +128,9 @@ class DeltaSaver:
                 f"APLAHook(save='{self.mode}') writes to local disks alone, and checkpoints go to '{folder}': leave "
                 "save or default_hooks.checkpoint.out_dir out"
             )
-        failure = None
-        if is_main_process():
-            try:
-                self._prepare(runner, Path(self.base_dir or folder).expanduser())
-            except (DeltaError, OSError) as error:
-                failure = error
-        text = all_gather_object(failure and str(failure))[0]
-        if text:
-            raise RuntimeError(f"APLAHook(save='{self.mode}'): {text}") from failure
+        in_main_process(
+            lambda: self._prepare(runner, Path(self.base_dir or folder).expanduser()), f"APLAHook(save='{self.mode}')"
+        )
 
     def _prepare(self, runner: Runner, folder: Path) -> None:
         model = unwrapped(runner.model)

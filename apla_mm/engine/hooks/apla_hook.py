@@ -17,6 +17,7 @@ from torch import nn
 from ...measure import format_table, trainable_table
 from ...measure.fingerprint import channels_digest, channels_of, trained_and_frozen_digests
 from ..adapt_runner import adapt_runner, find_target, unwrapped
+from ..base_from_config import provide_base
 from ..delta_saving import MODES, DeltaSaver, look_also_in, plain, refuse_to_resume_delta
 from ..frozen_parts import frozen_modules, trainable_names
 from ..sharding import check_strategy, gathered
@@ -127,6 +128,7 @@ class APLAHook(Hook):
         refuse_to_resume_delta(runner)
         if self.base_dir is not None:
             look_also_in(self.base_dir)
+        provide_base(runner)
         if not isinstance(runner.optim_wrapper, OptimWrapper | OptimWrapperDict):
             return  # testing: checkpoints are plain, and so is the model
         if runner.cfg.get("activation_checkpointing"):
