@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..checkpoint.base_file import is_base_name, load_base
 from ..checkpoint.errors import listed
 from ..checkpoint.file import KEY
 from ..checkpoint.whole_file import write_whole
 from ..engine.checkpoint_reader import load_from_local
-from .bases import is_base_name, load_base
 
 DELTA, BASE, PLAIN, PICKLE = "delta", "base file", "plain safetensors", "checkpoint"
 _STATES = ("state_dict", "model", "module")

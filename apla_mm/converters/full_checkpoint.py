@@ -12,10 +12,10 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from ..checkpoint import Delta, DeltaError, extract_delta_from_states
+from ..checkpoint.base_file import BASE_FILE, base_name, merged_state
 from ..checkpoint.errors import listed
 from ..engine.packed_state import META, with_versions
 from ..method.selection import ChannelLists, load_channels
-from .bases import BASE_FILE, base_name, merged_state
 from .config_text import apla_settings
 from .files import Weights
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import Delta, DeltaError, base_digests, fingerprint, load_delta
+from ..checkpoint.base_file import BASE_FILE, find_base
 from ..engine.packed_state import META
 from .authors import is_authors, plain_state, read_authors
-from .bases import BASE_FILE, find_base
 from .config_text import summary
 from .files import DELTA, PICKLE, PLAIN, Weights, kind_of
 

@@ -13,8 +13,8 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor
 
 from ..checkpoint import DeltaError, base_digests, check_base, load_delta
+from ..checkpoint.base_file import BASE_FILE, base_name, find_base, save_base
 from ..checkpoint.errors import listed
-from ..converters.bases import BASE_FILE, base_name, find_base, save_base
 from .main_process import in_main_process
 
 

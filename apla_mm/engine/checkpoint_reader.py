@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checkpoint import Delta, DeltaError, load_delta
+from ..checkpoint.base_file import BASE_FILE, find_base, load_base, merged_state
 from ..checkpoint.file import KEY
-from ..converters.bases import BASE_FILE, find_base, load_base, merged_state
 from .packed_state import EMA, EMA_OTHERS, EMA_PREFIX, META, is_packed, unpack, with_versions
 
 _STATISTICS = ("min", "max", "mean", "current")
@@ -51,7 +51,7 @@ def load_from_local(filename: str | Path, map_location: Any = None) -> dict[str,
     unpickling that runs any code in the file. Here exactly what mmengine itself writes is allowed.
 
     A delta, ``.safetensors``, and a checkpoint of ``APLAHook(save='delta')`` are completed with their base file; see
-    :func:`~apla_mm.converters.bases.find_base` for where it is looked for. A state dict in a ``.safetensors`` file is
+    :func:`~apla_mm.checkpoint.base_file.find_base` for where it is looked for. A state dict in a ``.safetensors`` file is
     read too.
 
     Args:

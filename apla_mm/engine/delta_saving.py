@@ -15,7 +15,7 @@ from mmengine.runner import FlexibleRunner, Runner, find_latest_checkpoint
 from torch import Tensor
 
 from ..checkpoint import DeltaError, base_digests, check_base, extract_delta, save_delta
-from ..converters.bases import BASE_FILE, ENVIRONMENT, find_base, load_base, save_base
+from ..checkpoint.base_file import BASE_FILE, ENVIRONMENT, find_base, load_base, save_base
 from .adapt_runner import unwrapped
 from .main_process import in_main_process
 from .packed_state import BASE_KEY, EMA, EMA_OTHERS, EMA_PREFIX, META, delta_of, pack

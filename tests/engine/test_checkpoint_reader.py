@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from apla_mm.checkpoint import DeltaError, load_delta, save_delta
-from apla_mm.converters.bases import save_base
+from apla_mm.checkpoint.base_file import save_base
 from apla_mm.engine.checkpoint_reader import load_from_local
 from apla_mm.engine.packed_state import content_digest
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from apla_mm.checkpoint import DeltaError, save_delta
-from apla_mm.converters.bases import ENVIRONMENT, find_base, save_base
+from apla_mm.checkpoint.base_file import ENVIRONMENT, find_base, save_base
 from apla_mm.converters.files import check_output, read_weights
 from apla_mm.converters.full_checkpoint import delta_of
 

@@ -13,8 +13,8 @@ from collections import OrderedDict
 from pathlib import Path
 
 from apla_mm.checkpoint import save_delta
+from apla_mm.checkpoint.base_file import save_base
 from apla_mm.converters.authors import check_not_resumed, plain_state, read_authors
-from apla_mm.converters.bases import save_base
 from apla_mm.converters.files import Weights, check_output, check_suffix, read_weights, write_checkpoint
 from apla_mm.converters.full_checkpoint import delta_of
 from apla_mm.method.selection import load_channels

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from apla_mm.checkpoint import load_delta
-from apla_mm.converters.bases import find_base
+from apla_mm.checkpoint.base_file import find_base
 from apla_mm.converters.files import check_output, check_suffix, read_weights, write_checkpoint
 from apla_mm.converters.full_checkpoint import merged_checkpoint
 

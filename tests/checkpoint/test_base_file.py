@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from apla_mm.checkpoint import BaseMismatchError, DeltaError, extract_delta_from_states
-from apla_mm.converters.bases import base_name, find_base, load_base, merged_state, save_base
+from apla_mm.checkpoint.base_file import base_name, find_base, load_base, merged_state, save_base
 
 NAME = "base-0123456789abcdef.safetensors"
 

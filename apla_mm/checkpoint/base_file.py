@@ -15,9 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..checkpoint import Delta, DeltaError, apply_delta, base_digests, fingerprint
-from ..checkpoint.errors import listed
-from ..checkpoint.whole_file import write_whole
+from .apply import apply_delta
+from .base import base_digests, fingerprint
+from .delta import Delta
+from .errors import DeltaError, listed
+from .whole_file import write_whole
 
 BASE_FILE = "base_file"  #: key of a base file's name in a delta's ``header.extra``
 ENVIRONMENT = "APLA_MM_BASES"  #: environment variable of folders with base files, with os.pathsep between them
