@@ -7,7 +7,7 @@ A base file is a plain safetensors file of a state dict as it was before trainin
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import takewhile
 from pathlib import Path
 
@@ -79,8 +79,8 @@ def save_base(state: Mapping[str, Tensor], folder: Path) -> Path:
 def find_base(name: str, delta_path: Path) -> Path:
     """Look for a delta's base file.
 
-    It is looked for in the delta's folder, in ``bases`` in that folder and in the two above it, and in the folders of
-    the environment variable ``APLA_MM_BASES``.
+    It is looked for in the delta's folder, in ``bases`` in that folder and in the two above it, in the same places for
+    what a symbolic link leads to, and in the folders of the environment variable ``APLA_MM_BASES``.
 
     Args:
         name: The base file's, of the delta's ``header.extra['base_file']``.
@@ -137,6 +137,21 @@ def load_base(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def named_as(base: Mapping[str, Tensor], needed: Set[str]) -> Mapping[str, Tensor]:
+    """A base under the names that it is needed by, where they differ in what all of them have at the front.
+
+    A fingerprint leaves that out, so one base file serves models that hold the same backbone under any name.
+
+    Args:
+        base: The state dict before training.
+        needed: Names, such as those of a delta's ``header.base``.
+    """
+    if needed <= base.keys():
+        return base
+    ours, theirs = _common_prefix(base), _common_prefix(needed)
+    return {theirs + name[len(ours) :]: tensor for name, tensor in base.items()}
+
+
 def merged_state(delta: Delta, base: Mapping[str, Tensor], check_base: bool = True) -> dict[str, Tensor]:
     """Put a delta on its base.
 
@@ -154,8 +169,7 @@ def merged_state(delta: Delta, base: Mapping[str, Tensor], check_base: bool = Tr
         DeltaError: The base lacks tensors, or they do not fit.
     """
     needed = delta.header.base.keys()
-    if not needed <= base.keys():
-        base = _under_the_same_prefix(base, needed)
+    base = named_as(base, needed)
     if missing := needed - base.keys():
         have = f"it has {listed(base.keys(), 3)}" if base else "it is empty"
         raise DeltaError(
@@ -168,22 +182,17 @@ def merged_state(delta: Delta, base: Mapping[str, Tensor], check_base: bool = Tr
 
 
 def _folders(delta_path: Path) -> Iterator[Path]:
-    folder = Path(os.path.abspath(delta_path)).parent
-    yield folder
-    for above in (folder, *folder.parents[:_LEVELS]):
-        yield above / "bases"
+    for path in (os.path.abspath(delta_path), os.path.realpath(delta_path)):  # of a link, and of what it leads to
+        folder = Path(path).parent
+        yield folder
+        for above in (folder, *folder.parents[:_LEVELS]):
+            yield above / "bases"
     for path in os.environ.get(ENVIRONMENT, "").split(os.pathsep):
         if path:
             yield Path(path).expanduser()
 
 
-def _under_the_same_prefix(base: Mapping[str, Tensor], needed: Collection[str]) -> Mapping[str, Tensor]:
-    """A fingerprint leaves out what all names have in common at the front, so one base file serves each such prefix."""
-    ours, theirs = _common_prefix(base), _common_prefix(needed)
-    return {theirs + name[len(ours) :]: tensor for name, tensor in base.items()}
-
-
-def _common_prefix(names: Collection[str]) -> str:
+def _common_prefix(names: Iterable[str]) -> str:
     modules = zip(*(name.split(".")[:-1] for name in names), strict=False)
     return "".join(f"{parts[0]}." for parts in takewhile(lambda parts: len(set(parts)) == 1, modules))
 

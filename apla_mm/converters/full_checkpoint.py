@@ -1,6 +1,5 @@
 """Deltas out of full checkpoints, and full checkpoints out of deltas."""
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,20 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from ..checkpoint import Delta, DeltaError, extract_delta_from_states
 from ..checkpoint.base_file import BASE_FILE, base_name, merged_state
 from ..checkpoint.errors import listed
-from ..engine.packed_state import META, with_versions
+from ..engine.delta_header import extra_of, meta_of, scores_of, with_versions
 from ..method.selection import ChannelLists, load_channels
 from .config_text import apla_settings
 from .files import Weights
-
-_TIMES = ("val/time", "val/data_time")
-_NOT_IN_DELTA = ("cfg", "config", "apla_mm")  # of the header's own, and of resuming
-_VERSIONS = "module_versions"  # as :func:`with_versions` reads it
 
 
 def delta_of(
@@ -65,11 +59,8 @@ def delta_of(
         selection={key: value for key, value in asked.items() if key in ("blocks", "trainable")},
         config=config,
         iteration=_plain(checkpoint.meta.get("iter"), int),
-        metrics=_scores(checkpoint.rest) if metrics is None else dict(metrics),
-        extra={
-            META: _storable({key: value for key, value in checkpoint.meta.items() if key not in _NOT_IN_DELTA}),
-            _VERSIONS: _versions(checkpoint.state),
-        },
+        metrics=scores_of(checkpoint.rest) if metrics is None else dict(metrics),
+        extra=extra_of(checkpoint.meta, checkpoint.state),
     )
     if not delta.header.base:
         raise DeltaError(
@@ -102,24 +93,12 @@ def merged_checkpoint(
         DeltaError: The base lacks tensors, or they do not fit.
     """
     state = with_versions(merged_state(delta, base, check_base), delta.header)
-    stored = delta.header.extra.get(META)
-    meta = dict(stored) if isinstance(stored, dict) else {}
-    dataset = meta.get("dataset_meta")
-    if isinstance(dataset, dict):
-        classes = dataset.get("classes")
-        meta["dataset_meta"] = {**dataset, "classes": tuple(classes)} if isinstance(classes, list) else dataset
+    meta = meta_of(delta.header)
     if delta.header.config:
         meta["cfg"] = delta.header.config
     if delta.header.iteration is not None:
         meta.setdefault("iter", delta.header.iteration)
     return state, meta
-
-
-def _versions(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """The versions of modules, which some ask for when they load; all others have 1, torch's default."""
-    modules: Mapping[str, Any] = getattr(state, "_metadata", {})
-    versions = {name: module.get("version") for name, module in modules.items()}
-    return {name: version for name, version in versions.items() if type(version) is int and version != 1}
 
 
 def _named(lists: ChannelLists, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,31 +119,5 @@ def _named(lists: ChannelLists, state: Mapping[str, Tensor]) -> dict[str, Tensor
     return found
 
 
-def _scores(rest: Mapping[str, Any]) -> dict[str, Any]:
-    """The validation's scores, if they are those of the checkpoint's own weights.
-
-    A checkpoint that is saved in the training loop holds the scores of an earlier validation.
-    """
-    hub = rest.get("message_hub")
-    if not isinstance(hub, dict) or hub.get("runtime_info", {}).get("loop_stage") != "val":
-        return {}
-    return {
-        name.removeprefix("val/"): float(history.current())
-        for name, history in hub.get("log_scalars", {}).items()
-        if name.startswith("val/") and name not in _TIMES and isinstance(history, HistoryBuffer)
-    }
-
-
 def _plain(value: Any, *types: type) -> Any:
     return value if isinstance(value, types) and not isinstance(value, bool) else None
-
-
-def _storable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that JSON can hold."""
-    stored = {}
-    for key, value in values.items():
-        try:
-            stored[key] = json.loads(json.dumps(value))
-        except (TypeError, ValueError, RecursionError):
-            continue
-    return stored

@@ -1,7 +1,6 @@
 """Reads mmengine's checkpoints without running what a pickle says."""
 
 import pickle
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checkpoint import Delta, DeltaError, load_delta
-from ..checkpoint.base_file import BASE_FILE, find_base, load_base, merged_state
+from ..checkpoint.base_file import BASE_FILE, find_base, is_base_name, load_base, merged_state
 from ..checkpoint.file import KEY
-from .packed_state import EMA, EMA_OTHERS, EMA_PREFIX, META, is_packed, unpack, with_versions
+from .delta_header import meta_of, with_versions
+from .packed_state import EMA, EMA_OTHERS, EMA_PREFIX, is_packed, unpack
+from .whole_state import must_fit
 
 _STATISTICS = ("min", "max", "mean", "current")
 
@@ -50,9 +51,9 @@ def load_from_local(filename: str | Path, map_location: Any = None) -> dict[str,
     mmengine 0.10.7 cannot read its own checkpoints with ``weights_only=True``, and onedl-mmengine falls back to an
     unpickling that runs any code in the file. Here exactly what mmengine itself writes is allowed.
 
-    A delta, ``.safetensors``, and a checkpoint of ``APLAHook(save='delta')`` are completed with their base file; see
-    :func:`~apla_mm.checkpoint.base_file.find_base` for where it is looked for. A state dict in a ``.safetensors`` file is
-    read too.
+    A delta, a safetensors file, and a checkpoint of ``APLAHook(save='delta')`` are completed with their base file; see
+    :func:`~apla_mm.checkpoint.base_file.find_base` for where it is looked for. mmengine then loads them whole or not at
+    all. A state dict in a safetensors file is read too.
 
     Args:
         filename: The file.
@@ -69,7 +70,7 @@ def load_from_local(filename: str | Path, map_location: Any = None) -> dict[str,
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint '{path}': no such file (looked in {Path.cwd()})")
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         return _read_safetensors(path, map_location)
     checkpoint = _read_pickle(path, map_location)
     if isinstance(checkpoint, dict) and is_packed(checkpoint.get("state_dict")):
@@ -77,8 +78,13 @@ def load_from_local(filename: str | Path, map_location: Any = None) -> dict[str,
     return checkpoint
 
 
+def _is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
 def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
-    if re.fullmatch(r"base-[0-9a-f]{16}\.safetensors", path.name):
+    if is_base_name(path.name):
         raise ValueError(f"checkpoint '{path}' is a base, without what was trained: name a delta of it instead")
     try:
         with safe_open(path, "pt") as file:
@@ -90,14 +96,7 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
         return dict(meta={}, state_dict=_moved(state, map_location))
     delta = load_delta(path)
     state = with_versions(merged_state(delta, _base_of(delta, path)), delta.header)
-    meta = delta.header.extra.get(META)
-    meta = dict(meta) if isinstance(meta, dict) else {}
-    for key in ("cfg", "config"):  # texts that mmengine would run as Python
-        meta.pop(key, None)
-    dataset = meta.get("dataset_meta")
-    if isinstance(dataset, dict) and isinstance(dataset.get("classes"), list):
-        meta["dataset_meta"] = {**dataset, "classes": tuple(dataset["classes"])}
-    return dict(meta=meta, state_dict=_moved(state, map_location))
+    return dict(meta=meta_of(delta.header), state_dict=must_fit(_moved(state, map_location), str(path)))
 
 
 def _complete(checkpoint: dict[str, Any], path: Path, map_location: Any) -> None:
@@ -106,10 +105,11 @@ def _complete(checkpoint: dict[str, Any], path: Path, map_location: Any) -> None
     packed = checkpoint if map_location in (None, "cpu") else _read_pickle(path, "cpu")
     delta = unpack(packed["state_dict"], str(path))
     base = _base_of(delta, path)
-    checkpoint["state_dict"] = _moved(with_versions(merged_state(delta, base), delta.header), map_location)
+    state = with_versions(merged_state(delta, base), delta.header)
+    checkpoint["state_dict"] = must_fit(_moved(state, map_location), str(path))
     if EMA in checkpoint:
         mean = merged_state(unpack(packed[EMA], str(path)), base)
-        state = with_versions(mean, delta.header, EMA_PREFIX)
+        state = with_versions(mean, delta.header, EMA_PREFIX)  # EMAHook exchanges it with the other, which must fit
         state.update(packed.get(EMA_OTHERS, {}))
         checkpoint[EMA] = _moved(state, map_location)
         checkpoint.pop(EMA_OTHERS, None)

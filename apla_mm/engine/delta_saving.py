@@ -1,6 +1,6 @@
 """Deltas beside a run's checkpoints, or in their place."""
 
-import json
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -14,15 +14,16 @@ from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner, find_latest_checkpoint
 from torch import Tensor
 
-from ..checkpoint import DeltaError, base_digests, check_base, extract_delta, save_delta
-from ..checkpoint.base_file import BASE_FILE, ENVIRONMENT, find_base, load_base, save_base
+from ..checkpoint import DeltaError, base_digests, extract_delta, save_delta
+from ..checkpoint.base_file import BASE_FILE, ENVIRONMENT, find_base, load_base, named_as, save_base
+from ..checkpoint.errors import listed
 from .adapt_runner import unwrapped
+from .delta_header import BASE_KEY, extra_of, scores_of
 from .main_process import in_main_process
-from .packed_state import BASE_KEY, EMA, EMA_OTHERS, EMA_PREFIX, META, delta_of, pack
+from .packed_state import EMA, EMA_OTHERS, EMA_PREFIX, delta_of_state, pack
 
 MODES = ("full", "delta", "both")
 SUFFIX = ".delta.safetensors"  #: in place of a checkpoint's
-_NOT_IN_DELTA = ("cfg", "config", "time", "apla_mm")  # the header's own; of the moment; of resuming
 
 
 def delta_path(checkpoint: str | Path) -> Path:
@@ -135,21 +136,41 @@ class DeltaSaver:
     def _prepare(self, runner: Runner, folder: Path) -> None:
         model = unwrapped(runner.model)
         begun = extract_delta(model)
+        try:
+            begun.check()
+        except DeltaError as error:
+            raise DeltaError(
+                f"a delta of this model would be refused: {error}. Register buffers with persistent=False where "
+                "they must hold such values, or leave save out"
+            ) from error
         self._channels, self._digests = begun.channels, begun.header.base
         if self._resumed_base is None:
             state = model.state_dict()
             path = save_base({name: state[name] for name in self._digests}, folder)
         else:
             path = self._resumed_base()
-            base = load_base(path)
-            try:
-                check_base(self._digests, base_digests({n: base[n] for n in base}, self._channels))
-            except DeltaError as error:
-                raise DeltaError(f"'{path}' is not the base of the run that is resumed: {error}") from error
+            base = named_as(load_base(path), self._digests.keys())
+            self._take_digests_of(base, path)
             if path.parent.absolute() != folder.absolute():
                 path = save_base(base, folder)
         self.base_file = path.name
         print_log(f"deltas are of the base '{path}'", logger="current")
+
+    def _take_digests_of(self, base: Mapping[str, Tensor], path: Path) -> None:
+        """What deltas are of stays the base that the resumed run began with, whatever has moved since."""
+        if others := base.keys() ^ self._digests.keys():
+            raise DeltaError(f"'{path}' is not the base of the run that is resumed: {listed(others)} are in one alone")
+        found = base_digests(base, self._channels)
+        if moved := [name for name, digest in found.items() if digest != self._digests[name]]:
+            if len(moved) == len(found):
+                raise DeltaError(f"'{path}' is not the base of the run that is resumed: all of its tensors differ")
+            print_log(
+                f"{len(moved)} of {len(found)} tensors that do not train are not those of the base '{path}', and are "
+                f"saved whole: {listed(moved, 4)}",
+                logger="current",
+                level=logging.WARNING,
+            )
+        self._digests = found
 
     def before_save_checkpoint(self, checkpoint: dict[str, Any], path: str | None) -> None:
         """Write the delta, and leave out of the checkpoint what is in the base.
@@ -166,13 +187,14 @@ class DeltaSaver:
         meta[BASE_KEY] = self.base_file
         if path is None:
             return
-        extra = {
-            BASE_FILE: self.base_file,
-            META: plain({key: value for key, value in meta.items() if key not in _NOT_IN_DELTA}),
-        }
-        about = {**self.about, "iteration": meta.get("iter"), "metrics": _metrics(checkpoint), "extra": extra}
         state = checkpoint["state_dict"]
-        delta = delta_of(state, self._digests, self._channels, config=meta.get("cfg", ""), **about)
+        about = {
+            **self.about,
+            "iteration": meta.get("iter"),
+            "metrics": scores_of(checkpoint),
+            "extra": {BASE_FILE: self.base_file, **extra_of(meta, state)},
+        }
+        delta = delta_of_state(state, self._digests, self._channels, config=meta.get("cfg", ""), **about)
         save_delta(delta, delta_path(path))
         if self.mode != "delta":
             return
@@ -181,25 +203,8 @@ class DeltaSaver:
             mean = checkpoint[EMA]
             own = OrderedDict((n.removeprefix(EMA_PREFIX), t) for n, t in mean.items() if n.startswith(EMA_PREFIX))
             checkpoint[EMA_OTHERS] = {n: t for n, t in mean.items() if not n.startswith(EMA_PREFIX)}
-            checkpoint[EMA] = pack(delta_of(own, self._digests, self._channels))
+            checkpoint[EMA] = pack(delta_of_state(own, self._digests, self._channels))
 
     def remove(self, path: str) -> None:
         """Remove the delta of a checkpoint that is outdated."""
         delta_path(path).unlink(missing_ok=True)
-
-
-def _metrics(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The validation's scores, if they are of these weights; what the training loop saves has an earlier one's."""
-    hub = checkpoint.get("message_hub") or {}
-    if hub.get("runtime_info", {}).get("loop_stage") != "val":
-        return {}
-    scalars = {key: buffer for key, buffer in hub.get("log_scalars", {}).items() if key.startswith("val/")}
-    found: dict[str, Any] = plain({key.removeprefix("val/"): buffer.current() for key, buffer in scalars.items()})
-    return {key: value for key, value in found.items() if key not in ("time", "data_time")}
-
-
-def plain(values: Any) -> Any:
-    """Values as JSON has them."""
-    return json.loads(
-        json.dumps(values, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
-    )

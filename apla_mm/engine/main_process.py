@@ -13,14 +13,14 @@ def in_main_process(action: Callable[[], object], what: str) -> None:
         what: It belongs to, for the error.
 
     Raises:
-        RuntimeError: It failed with an OSError or ValueError; in all processes.
+        RuntimeError: It failed; in all processes.
     """
     failure = None
     if is_main_process():
         try:
             action()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # else the others would wait for it
             failure = error
-    text = all_gather_object(failure and str(failure))[0]
+    text = all_gather_object(failure and (str(failure) or type(failure).__name__))[0]
     if text:
         raise RuntimeError(f"{what}: {text}") from failure

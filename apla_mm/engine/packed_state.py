@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,26 +12,24 @@ from ..checkpoint import Delta, DeltaError, Header, base_digests
 from ..checkpoint.errors import listed
 from ..measure.fingerprint import tensor_digest
 
-BASE_KEY = "apla_mm_base"  #: of the base file's name in a checkpoint's ``meta``
-META = "meta"  #: of the checkpoint's ``meta`` in a delta's ``header.extra``
 EMA, EMA_PREFIX, EMA_OTHERS = "ema_state_dict", "module.", "ema_others"  #: mmengine's; its entries that are no weights
 _GROUPS = ("channels", "rows", "tensors")
 _VERSIONS = "module_versions"  #: key in ``header.extra``
 
 
-def delta_of(
+def delta_of_state(
     state: Mapping[str, Tensor], base: Mapping[str, str], channels: Mapping[str, Tensor], **about: Any
 ) -> Delta:
     """What of a state dict is not in its base: the channels, what the base lacks, and what moved though it was frozen.
 
     Args:
-        state: A state dict, on the CPU.
+        state: A state dict.
         base: Digests of the base's tensors, as of :func:`~apla_mm.checkpoint.base_digests` with ``channels``.
         channels: Of the projections by name, the output channels that train, int64 (r,).
         **about: Fields of :class:`~apla_mm.checkpoint.Header`.
 
     Returns:
-        The delta, of copies.
+        The delta, copied to the CPU.
 
     Raises:
         DeltaError: The state dict lacks tensors of the base.
@@ -49,12 +46,14 @@ def delta_of(
     rows = {name: kept[projection] for projection in kept for name in _tensors_of(projection, state)}
     # the base holds a projection's other rows, of which one that trained whole needs none
     same -= {name for projection in channels.keys() - kept.keys() for name in _tensors_of(projection, state)}
-    extra = {**about.pop("extra", {}), _VERSIONS: _versions_of(state)}
     return Delta(
         channels={projection: chosen.clone() for projection, chosen in kept.items()},
-        rows={name: state[name].index_select(0, chosen) for name, chosen in rows.items()},
-        tensors={name: tensor.clone() for name, tensor in state.items() if name not in same},
-        header=Header(base={name: found[name] for name in same}, extra=extra, **about),
+        rows={
+            name: state[name].detach().index_select(0, chosen.to(state[name].device)).cpu()
+            for name, chosen in rows.items()
+        },
+        tensors={name: t.detach().to("cpu", copy=True) for name, t in state.items() if name not in same},
+        header=Header(base={name: found[name] for name in same}, **about),
     )
 
 
@@ -113,34 +112,5 @@ def unpack(packed: Mapping[Any, Any], source: str) -> Delta:
     return delta
 
 
-def with_versions(state: Mapping[str, Tensor], header: Header, prefix: str = "") -> "OrderedDict[str, Tensor]":
-    """A state dict with its modules' versions, which some modules ask for when they load.
-
-    Args:
-        state: A whole state dict.
-        header: Of a delta of :func:`delta_of`.
-        prefix: Put before all names.
-    """
-    other = header.extra.get(_VERSIONS)
-    other = other if isinstance(other, dict) else {}
-    result = OrderedDict((prefix + name, state[name]) for name in sorted(state))
-    modules = {module for name in state for module in _modules_of(name)}
-    versions = {(prefix + module).rstrip("."): {"version": other.get(module, 1)} for module in modules}
-    result._metadata = versions  # type: ignore[attr-defined]  # as torch's own
-    return result
-
-
 def _tensors_of(projection: str, state: Mapping[str, Tensor]) -> list[str]:
     return [name for kind in ("weight", "bias") if (name := f"{projection}.{kind}") in state]
-
-
-def _versions_of(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Versions of modules other than 1, torch's default."""
-    metadata: Mapping[str, Any] = getattr(state, "_metadata", {})
-    return {name: one["version"] for name, one in metadata.items() if one.get("version", 1) != 1}
-
-
-def _modules_of(name: str) -> Iterator[str]:
-    steps = name.split(".")[:-1]
-    for depth in range(len(steps) + 1):
-        yield ".".join(steps[:depth])

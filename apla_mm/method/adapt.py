@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -32,11 +33,13 @@ class Report:
     """What :func:`adapt` did.
 
     Attributes:
+        arguments: Of :func:`adapt`: r, seed, channels, blocks, trainable, recompute.
         projections: The adapted projections, in the model's order.
         trained: Parameters that train, in the projections and elsewhere.
         total: Parameters of the plain model.
     """
 
+    arguments: dict[str, Any] = field(compare=False)
     projections: tuple[AdaptedProjection, ...]
     trained: int
     total: int
@@ -92,6 +95,7 @@ def adapt(
     if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
         raise ValueError(f"the model is wrapped in {type(model).__name__} already: adapt it first, then wrap it")
     attentions = find_projections(model)
+    arguments = dict(r=r, seed=seed, channels=channels, blocks=blocks, trainable=list(trainable), recompute=recompute)
     if any(model is p.attention and isinstance(model, nn.MultiheadAttention) for p in attentions):
         raise ValueError(f"the model is itself a {type(model).__name__}: adapt the module that holds it")
     projections = _choose_blocks(attentions, blocks)
@@ -123,7 +127,7 @@ def adapt(
         for p, chosen in zip(projections, plan, strict=True)
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Report(tuple(done), trained, count_parameters(model))
+    return Report(arguments, tuple(done), trained, count_parameters(model))
 
 
 def merge(model: nn.Module) -> nn.Module:

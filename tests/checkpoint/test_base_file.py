@@ -104,6 +104,11 @@ def test_where_a_base_is_looked_for(tmp_path, monkeypatch, where):
     monkeypatch.chdir(folder)
     for delta in (folder / "delta.safetensors", Path("delta.safetensors"), Path("../c/delta.safetensors")):
         assert find_base(NAME, delta).samefile(path)
+    (folder / "delta.safetensors").write_bytes(b"")
+    link = tmp_path / "far/away/best.safetensors"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(folder / "delta.safetensors")
+    assert find_base(NAME, link).samefile(path)
 
 
 def test_a_base_further_away_is_not_found(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -459,10 +460,22 @@ def test_delta_goes_where_map_location_says_and_brings_no_config_that_mmengine_w
         read = load_from_local(saved / name, "meta")
         assert {tensor.device.type for tensor in read["state_dict"].values()} == {"meta"}
         assert read["meta"]["iter"] == 3 and "config" not in read["meta"]
+        means = read.get("ema_state_dict", {}).values()
+        assert all(tensor.device.type == "meta" for tensor in means) and (means or name == DELTA)
     delta = load_delta(saved / DELTA)
-    delta.header.extra["meta"]["config"] = "harm()"
+    delta.header.extra["meta"] = repr({"config": "harm()", "cfg": "harm()", "seed": 3})
     save_delta(delta, saved / DELTA)
-    assert "config" not in load_from_local(saved / DELTA)["meta"]
+    assert load_from_local(saved / DELTA)["meta"] == {"seed": 3}
+
+
+@pytest.mark.parametrize("text", ["[1]", "harm()", "{", "(" * 9999, "{'a': 1}" + " " * 2**20, {"a": 1}])
+def test_meta_that_is_no_text_of_plain_values_is_refused(
+    saved: Path, refuses: Callable[[Path, str], None], text: Any
+) -> None:
+    delta = load_delta(saved / DELTA)
+    delta.header.extra["meta"] = text
+    save_delta(delta, saved / DELTA)
+    refuses(saved / DELTA, "'meta' is not the text of a dict")
 
 
 def test_state_dict_in_a_safetensors_file_is_read_and_a_base_is_not(saved: Path, tiny_classifier: nn.Module) -> None:
@@ -475,6 +488,11 @@ def test_state_dict_in_a_safetensors_file_is_read_and_a_base_is_not(saved: Path,
     (base,) = saved.glob("base-*")
     with pytest.raises(ValueError, match="is a base, without what was trained"):
         load_from_local(base)
+
+
+def test_delta_is_known_by_its_content_not_its_name(saved: Path) -> None:
+    renamed = shutil.copy(saved / DELTA, saved / "best.pth")
+    assert_same(load_from_local(renamed), load_from_local(saved / DELTA))
 
 
 def test_delta_that_names_no_base_says_how_to_use_it(saved: Path, refuses: Callable[[Path, str], None]) -> None:

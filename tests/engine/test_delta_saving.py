@@ -1,5 +1,6 @@
 """Runs that save deltas, against runs that save whole checkpoints."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,21 @@ from typing import Any
 import apla_mm  # noqa: F401  before timm
 
 # isort: split
+import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import Runner, load_checkpoint
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 
 from apla_mm.checkpoint import DeltaError, load_delta
+from apla_mm.checkpoint.base_file import save_base
+from apla_mm.engine import packed_state
 from apla_mm.engine.checkpoint_reader import _read_pickle, load_from_local
 from apla_mm.engine.hooks import APLAHook
 
@@ -229,6 +234,9 @@ def test_header_tells_what_was_trained_and_how_well(
     train(make_runner, plain, tmp_path / "work", "both", apla=dict(r=4, seed=7, blocks=[0], train_norm=True))
     header = load_delta(tmp_path / "work/iter_3.delta.safetensors").header
     assert (header.r, header.seed, header.iteration, header.metrics) == (4, 7, 3, {})
+    train(make_runner, fresh(), tmp_path / "adapted", "both", iterations=1)  # which the backbone did by itself
+    adapted = load_delta(tmp_path / "adapted/iter_1.delta.safetensors").header
+    assert (adapted.r, adapted.seed, adapted.selection["blocks"]) == (8, 0, [0, 1])
     best = load_delta(tmp_path / "work/best_score_iter_4.delta.safetensors").header
     assert (best.iteration, best.metrics) == (4, {"score": 3.0})
     assert header.selection["blocks"] == [0] and header.selection["train"]["norm"] is True
@@ -265,6 +273,12 @@ def test_what_is_frozen_and_moves_nevertheless_is_saved_whole(
     assert delta.channels.keys() == {"backbone.vit.blocks.0.attn.proj"}
 
 
+class MovesOnce(Hook):
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        if runner.iter == 0:
+            runner.model.idle.weight.data += 1
+
+
 class Diverges(Hook):
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         if runner.iter == 2:
@@ -272,9 +286,8 @@ class Diverges(Hook):
 
 
 def test_nan_is_not_saved(fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path) -> None:
-    with pytest.raises(
-        DeltaError, match=r"iter_3\.delta\.safetensors' was not written.*NaN or infinity in .*'head\.weight'"
-    ):
+    told = r"iter_3\.delta\.safetensors' was not written.*NaN or infinity in .*'head\.weight'"
+    with pytest.raises(RuntimeError, match=rf"{told}.*; the last checkpoint is '{tmp_path}/iter_2\.pth'"):
         train(make_runner, fresh(), tmp_path, "delta", hooks=(Diverges(),), apla=dict(prove=False))
     assert checkpoints(tmp_path)[-1] == deltas(tmp_path)[-1] == "iter_2"
 
@@ -325,16 +338,133 @@ def test_run_with_another_base_under_that_name_is_not_resumed(
     assert_same(before, dict(model.state_dict()))
 
 
-def test_whole_checkpoint_with_other_frozen_weights_than_its_base_is_not_resumed(
-    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+@pytest.mark.parametrize("save", ["delta", "both"])
+def test_run_in_which_what_is_frozen_has_moved_is_resumed(
+    fresh: Callable[[], nn.Module],
+    make_runner: Callable[..., Runner],
+    tmp_path: Path,
+    save: str,
+) -> None:
+    for work, iterations in (("whole", 4), ("work", 2)):
+        train(make_runner, fresh(), tmp_path / work, save, iterations, (MovesOnce(),), dict(prove=False))
+    train(make_runner, fresh(), tmp_path / "work", save, apla=dict(prove=False), resume=True)
+    read = [load_from_local(tmp_path / work / "iter_4.pth") for work in ("whole", "work")]
+    assert_same(read[0]["state_dict"], read[1]["state_dict"])
+    assert_same(read[1]["state_dict"], load_from_local(tmp_path / "work/iter_4.delta.safetensors")["state_dict"])
+    log = "".join(path.read_text() for path in (tmp_path / "work").glob("*/*.log"))
+    assert re.search(
+        r"1 of \d+ tensors that do not train are not those of the base .* saved whole: 'idle\.weight'", log
+    )
+
+
+@pytest.mark.parametrize("change", ["differ", "lack"])
+def test_whole_checkpoint_of_another_base_is_not_resumed(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path, change: str
 ) -> None:
     train(make_runner, fresh(), tmp_path, "both", iterations=2)
+    (base,) = tmp_path.glob("base-*")
+    state = load_file(base)
+    other = {n: t + 1 for n, t in state.items()} if change == "differ" else {"idle.weight": state["idle.weight"]}
+    path = save_base(other, tmp_path)
     checkpoint = load_from_local(tmp_path / "iter_2.pth")
-    for part, name in (("state_dict", "idle.weight"), ("ema_state_dict", "module.idle.weight")):
-        checkpoint[part][name] += 1
+    checkpoint["meta"]["apla_mm_base"] = path.name
     torch.save(checkpoint, tmp_path / "iter_2.pth")
-    with pytest.raises(RuntimeError, match=r"is not the base of the run that is resumed: .*1 differ: 'idle\.weight'"):
+    message = "all of its tensors differ" if change == "differ" else "'backbone.* are in one alone"
+    with pytest.raises(RuntimeError, match=f"{path}' is not the base of the run that is resumed: {message}"):
         train(make_runner, fresh(), tmp_path, "both", resume=True)
+
+
+def without_idle(model: nn.Module, renamed: bool) -> nn.Module:
+    """The same model, in which all that is frozen has names that begin alike."""
+    del model.idle
+    if renamed:
+        backbone = property(lambda self: self.encoder)
+        model.encoder = model.backbone
+        del model.backbone
+        model.__class__ = type("Renamed", (type(model),), dict(backbone=backbone))
+    return model
+
+
+def test_base_is_shared_by_runs_that_call_it_otherwise(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    apla = dict(base_dir=str(tmp_path / "store"))
+    train(make_runner, without_idle(fresh(), False), tmp_path / "one", "delta", apla=apla)
+    train(make_runner, without_idle(fresh(), True), tmp_path / "other", "delta", iterations=2, apla=apla)
+    assert len(list((tmp_path / "store").glob("*"))) == 1
+    train(make_runner, without_idle(fresh(), True), tmp_path / "other", "delta", apla=apla, resume=True)
+    one, other = (load_from_local(tmp_path / name / "iter_4.delta.safetensors") for name in ("one", "other"))
+    assert_same({k.replace("backbone", "encoder"): v for k, v in one["state_dict"].items()}, other["state_dict"])
+
+
+def test_infinite_buffer_is_refused_before_training(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    model = fresh()
+    model.head.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+    with pytest.raises(RuntimeError, match=r"NaN or infinity in 'head\.mask'.*persistent=False"):
+        train(make_runner, model, tmp_path, "delta")
+    assert not checkpoints(tmp_path)
+
+
+def test_metainfo_comes_back_as_it_was(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    meta = dict(classes=("a", "b"), palette=[(1, 2, 3), (4, 5, 6)], label_map={0: 1, 1: 0}, pairs={(0, 1): "x"})
+
+    class Told(Hook):
+        def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+            checkpoint["meta"]["dataset_meta"] = {**meta, "array": np.arange(2)}
+            checkpoint["meta"]["odd"] = object
+
+    train(make_runner, fresh(), tmp_path, "both", iterations=2, hooks=(Told(),))
+    read = load_from_local(tmp_path / "iter_2.delta.safetensors")["meta"]
+    assert read["dataset_meta"] == {**meta, "array": [0, 1]} and read["iter"] == 2
+    assert type(read["dataset_meta"]["palette"][0]) is tuple
+    log = "".join(path.read_text() for path in tmp_path.glob("*/*.log"))
+    assert "a delta cannot hold 'odd' of the checkpoint's meta" in log
+
+
+@pytest.mark.parametrize("difference", ["classes", "prefix", "part"])
+def test_delta_of_another_model_is_refused_and_nothing_loaded(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], cut: Path, difference: str
+) -> None:
+    for name in ("iter_2.delta.safetensors", "iter_2.pth"):
+        model: nn.Module = fresh()
+        if difference == "classes":
+            model.head = nn.Linear(32, 7)
+            told = r"'head\.bias \(\(3,\), not \(7,\)\)', 'head\.weight .*are of another shape"
+        elif difference == "prefix":
+            model = nn.ModuleDict(dict(net=model))
+            told = r"it lacks 'net\.backbone.*; the model lacks 'backbone"
+        else:
+            model.extra = nn.Linear(2, 2)
+            told = r"it lacks 'extra\.bias', 'extra\.weight'"
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        with pytest.raises(DeltaError, match=rf"{name}' is not of this model, and nothing was loaded: .*{told}"):
+            load_checkpoint(model, str(cut / name))
+        if difference == "classes":
+            with pytest.raises(DeltaError, match=told):
+                make_runner(model, load_from=str(cut / name)).train()
+        assert_same(before, dict(model.state_dict()))
+
+
+def test_delta_is_loaded_into_a_model_that_lacks_some_of_it(fresh: Callable[[], nn.Module], cut: Path) -> None:
+    model = fresh()
+    expected = load_from_local(cut / "iter_2.delta.safetensors")["state_dict"]
+    del model.idle
+    load_checkpoint(model, str(cut / "iter_2.delta.safetensors"))
+    assert_same(dict(model.state_dict()), {k: v for k, v in expected.items() if not k.startswith("idle")})
+
+
+def test_means_on_a_gpu_are_saved_from_there() -> None:
+    with FakeTensorMode():
+        state = {"proj.weight": torch.empty(4, 2, device="cuda"), "head.weight": torch.empty(3, 4, device="cuda")}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packed_state, "base_digests", lambda tensors, channels: dict.fromkeys(tensors, "0" * 64))
+            delta = packed_state.delta_of_state(state, {"proj.weight": "0" * 64}, {"proj": torch.tensor([1, 3])})
+    assert delta.rows["proj.weight"].shape == (2, 2) and delta.tensors.keys() == {"head.weight"}
+    assert {t.device.type for t in (*delta.rows.values(), *delta.tensors.values())} == {"cpu"}
 
 
 def test_run_that_saved_no_deltas_is_not_resumed_with_them(

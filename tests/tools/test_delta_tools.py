@@ -235,5 +235,11 @@ def test_nothing_is_tested_or_inferred_without_the_base(make_runs: Callable, tmp
             run("test", runs.config, lonely, "--work-dir", tmp_path / "work")
         with pytest.raises(DeltaError, match=message), DefaultScope.overwrite_default_scope(None):
             init_model(str(runs.config), lonely, device="cpu")
+    other = make_runs("VisionTransformer").delta / DELTA
+    message = rf"{DELTA}' is not of this model, and nothing was loaded: it lacks 'backbone\.vit"
+    with pytest.raises(DeltaError, match=message):
+        run("test", runs.config, other, "--work-dir", tmp_path / "work")
+    with pytest.raises(DeltaError, match=message), DefaultScope.overwrite_default_scope(None):
+        MMSegInferencer(model=str(runs.config), weights=str(other), device="cpu")
     with pytest.raises(ValueError, match=r"no optimizer.*resume from '.*iter_2\.pth', beside it"):
         run("train", runs.delta / "small.py", "--resume", runs.delta / DELTA)

@@ -16,9 +16,11 @@ from torch import nn
 
 from ...measure import format_table, trainable_table
 from ...measure.fingerprint import channels_digest, channels_of, trained_and_frozen_digests
+from ...method import Report
 from ..adapt_runner import adapt_runner, find_target, unwrapped
 from ..base_from_config import provide_base
-from ..delta_saving import MODES, DeltaSaver, look_also_in, plain, refuse_to_resume_delta
+from ..delta_header import plain
+from ..delta_saving import MODES, DeltaSaver, look_also_in, refuse_to_resume_delta
 from ..frozen_parts import frozen_modules, trainable_names
 from ..sharding import check_strategy, gathered
 
@@ -176,10 +178,11 @@ class APLAHook(Hook):
 
     def _about(self, runner: Runner) -> dict[str, Any]:
         """What a delta's header says of what trains."""
+        reports = [r for m in runner.model.modules() if isinstance(r := getattr(m, "report", None), Report)]
         if self.adapts:
             chosen = {**self.arguments, "target": self.targets, "trainable": self.trainable, "train": self.train}
-        else:
-            chosen = dict(runner.cfg.get("model", {}).get("backbone", {}).get("apla") or {})
+        else:  # backbones adapted themselves, or nothing is
+            chosen = dict(reports[0].arguments) if reports else {}
         r, seed = chosen.pop("r", None), chosen.pop("seed", None)
         return dict(r=r, seed=seed, selection=plain({key: value for key, value in chosen.items() if value is not None}))
 

@@ -12,6 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from ...checkpoint import DeltaError
 from ...checkpoint.whole_file import SUFFIX
 
 
@@ -181,7 +182,7 @@ class _RemovesLater:
 def _naming_what_is_left(runner: Runner) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, DeltaError) as error:
         raise RuntimeError(f"a checkpoint could not be saved: {error}; {last_checkpoint(runner)}") from error
 
 

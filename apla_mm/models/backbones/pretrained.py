@@ -40,6 +40,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"pretrained='{path}' cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error
     tensors = _unwrap(state)
+    if any(str(key).startswith("channels/") for key in tensors):
+        raise ValueError(
+            f"pretrained='{path}' is a delta, of which load_from takes all; or name a plain checkpoint that "
+            "tools/model_converters/merge_delta.py makes of it"
+        )
     if not tensors:
         raise ValueError(f"pretrained='{path}' holds no state dict")
     for prefix in _PREFIXES:

@@ -272,6 +272,12 @@ def test_missing_and_unreadable_files(tmp_path):
         with pytest.raises(ValueError, match="cut.pth' cannot be read"):
             make(pretrained=tmp_path / "cut.pth").init_weights()
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    delta = {f"{group}/backbone.vit.proj": torch.ones(3) for group in ("channels", "rows")}
+    save_file(delta, tmp_path / "delta.safetensors")
+    torch.save({"state_dict": {None: "header", **delta}}, tmp_path / "slim.pth")
+    for name in ("delta.safetensors", "slim.pth"):
+        with pytest.raises(ValueError, match=f"{name}' is a delta, of which load_from takes all"):
+            make(pretrained=tmp_path / name).init_weights()
     with pytest.raises(ValueError, match="holds no state dict"):
         make(pretrained=tmp_path / "empty.pth").init_weights()
 
