@@ -28,6 +28,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from apla_mm.engine.adapt_runner import unwrapped
+from apla_mm.engine.checkpoint_reader import load_from_local
 from apla_mm.engine.hooks import SavedBuffersHook
 from apla_mm.engine.launching import join_processes, prepare_launch
 from apla_mm.measure import CountedBuckets
@@ -46,6 +47,7 @@ OWN_VIT = dict(
     model_kwargs=dict(depth=3, embed_dim=32, num_heads=2, patch_size=8),
     out_indices=(1,),
 )
+SAVING = dict(_delete_=True, type="AtomicCheckpointHook", by_epoch=False, interval=ITERATIONS)
 
 #: what is unusual in a scenario -> what it changes in the config
 TRAINING: dict[str, dict[str, Any]] = {
@@ -53,7 +55,12 @@ TRAINING: dict[str, dict[str, Any]] = {
     "AdamW": {"optim_wrapper.optimizer": dict(_delete_=True, type="AdamW", lr=1e-3, weight_decay=0.05)},
     "accumulation": {"optim_wrapper.accumulative_counts": 2},
     "clipping": {"optim_wrapper.clip_grad": dict(max_norm=0.05)},
-    "EMA": {"custom_hooks": [dict(type="APLAHook", r=8), dict(type="EMAHook", momentum=0.1)]},
+    "EMA": {
+        "custom_hooks": [dict(type="APLAHook", r=8, save="delta"), dict(type="EMAHook", momentum=0.1)],
+        "default_hooks.checkpoint": dict(
+            _delete_=True, type="AtomicCheckpointHook", by_epoch=False, interval=ITERATIONS
+        ),
+    },
     "static graph": {"model_wrapper_cfg": dict(static_graph=True)},
     "recompute block": {"custom_hooks": [dict(type="APLAHook", r=8, recompute="block")]},
     "recompute linear, static graph": {
@@ -89,6 +96,10 @@ def differing(rank: int, folder: Path) -> dict[str, dict[str, Any]]:
             "custom_hooks": [dict(type="APLAHook")],
         },
         "missing file": {"custom_hooks": [dict(type="APLAHook", channels=path)]},
+        "file in the base's place": {
+            "custom_hooks": [dict(type="APLAHook", r=8, save="delta", base_dir=str(file))],
+            "default_hooks.checkpoint": SAVING,
+        },
     }
 
 
@@ -392,6 +403,21 @@ def test_failure_to_adapt_on_one_rank_is_an_error_on_each(told: list[dict[str, A
     assert first["error"].startswith("RuntimeError: rank 1 could not adapt its model: FileNotFoundError: channels='")
     assert second["error"].startswith("FileNotFoundError: channels='")
     assert first["seconds"] < 20
+
+
+def test_first_rank_writes_the_deltas(folder: Path) -> None:
+    assert not list((folder / "work1").glob("*.safetensors"))
+    for process, mean in enumerate(weights(folder, "EMA", ".ema")):
+        if process != 1:
+            path = folder / f"work{process}/iter_{ITERATIONS}.delta.safetensors"
+            assert equal(dict(load_from_local(path)["state_dict"]), mean)
+
+
+def test_base_that_cannot_be_written_is_an_error_on_each(told: list[dict[str, Any]]) -> None:
+    for each in told[:ALONE]:
+        result = each["other file in the base's place"]
+        assert result["error"].startswith("RuntimeError: APLAHook(save='delta'): ") and result["seconds"] < 20
+        assert "channels0.json" in result["error"]
 
 
 def test_overflow_in_float16_on_one_rank_skips_the_step_on_each(told: list[dict[str, Any]]) -> None:
