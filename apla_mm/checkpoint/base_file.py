@@ -18,7 +18,7 @@ from torch import Tensor
 from .apply import apply_delta
 from .base import base_digests, fingerprint
 from .delta import Delta
-from .errors import DeltaError, listed
+from .errors import DeltaError, listed, printable
 from .whole_file import write_whole
 
 BASE_FILE = "base_file"  #: key of a base file's name in a delta's ``header.extra``
@@ -129,7 +129,9 @@ def load_base(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
     except Exception as error:  # a damaged file fails in any way
-        raise DeltaError(f"base '{path}': it is not a safetensors file, or damaged ({error}): copy it again") from error
+        raise DeltaError(
+            f"base '{path}': it is not a safetensors file, or damaged ({printable(error)}): copy it again"
+        ) from error
     if (name := base_name(tensors)) != path.name:
         raise DeltaError(
             f"base '{path}': by its tensors it would be called '{name}': it was renamed, or is damaged; copy it again"
@@ -198,4 +200,6 @@ def _common_prefix(names: Iterable[str]) -> str:
 
 
 def _is_plain(tensor: object) -> bool:
-    return isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type != "meta"
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type == "meta":
+        return False
+    return not tensor.is_complex() or tensor.dtype == torch.complex64  # safetensors has no other

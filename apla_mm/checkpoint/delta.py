@@ -1,6 +1,6 @@
 """What training changed."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -73,11 +73,8 @@ class Delta:
             raise DeltaError(f"the header lacks the base's digest of {listed(lacking)}")
         if lacking := {f"{name}.bias" for name in self.channels} & self.header.base.keys() - self.rows.keys():
             raise DeltaError(f"the rows {listed(lacking)} are missing")
-        if not allow_nonfinite and (wrong := list(self._nonfinite())):
-            raise DeltaError(
-                f"there is NaN or infinity in {listed(wrong)}: training has diverged, or the file is damaged; "
-                "take an earlier one, or allow it by allow_nonfinite=True"
-            )
+        if not allow_nonfinite:
+            check_finite({**self.rows, **self.tensors})
 
     def _check_channels(self, name: str, chosen: Tensor) -> None:
         if chosen.dtype != torch.int64 or chosen.dim() != 1 or not len(chosen):
@@ -100,11 +97,29 @@ class Delta:
             shape = f"({r}, in)" if kind == "weight" else f"({r},)"
             raise DeltaError(f"the rows '{name}' must have the shape {shape}, not {tuple(rows.shape)}")
 
-    def _nonfinite(self) -> Iterator[str]:
-        for group in (self.rows, self.tensors):
-            for name, tensor in group.items():
-                if tensor.is_floating_point() and not tensor.isfinite().all():
-                    yield name
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        DeltaError: There is some; names the tensors.
+    """
+    if wrong := nonfinite(tensors):
+        raise DeltaError(
+            f"there is NaN or infinity in {listed(wrong)}: training has diverged, or the file is damaged; take an "
+            "earlier one, or allow it by allow_nonfinite=True"
+        )
+
+
+def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_floating_point() and tensor.itemsize == 1:
+        tensor = tensor.float()  # isfinite does not know all dtypes of eight bits
+    return not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.isfinite().all())
 
 
 def _check_names(names: set[str]) -> None:

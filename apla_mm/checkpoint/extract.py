@@ -88,8 +88,8 @@ def extract_delta_from_states(
     if cast := [name for name in common if trained[name].dtype != base[name].dtype]:
         name = min(cast)
         raise DeltaError(
-            f"'{name}' is {trained[name].dtype} in the trained state and {base[name].dtype} in the base, as are "
-            f"{len(cast) - 1} others: nothing is cast here; give both as they were in training"
+            f"{listed([name])} is {trained[name].dtype} in the trained state and {base[name].dtype} in the base, as "
+            f"are {len(cast) - 1} others: nothing is cast here; give both as they were in training"
         )
     changed = {name: _changed_rows(trained[name], base[name]) for name in sorted(common)}
     whole = trained.keys() - common | {name for name, rows in changed.items() if rows.any()}
@@ -98,7 +98,7 @@ def extract_delta_from_states(
     else:
         found = {name: chosen.to("cpu") for name, chosen in channels.items()}
         for name, chosen in found.items():
-            _check_given(name, chosen, changed)
+            _check_given(name, chosen, trained, changed)
     rows = _row_names(found, trained)
     return _make(trained, found, rows, whole - rows.keys(), None, about)
 
@@ -134,7 +134,7 @@ def _checked_state(state: Mapping[str, Any], what: str) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type == "meta":
             kind = type(tensor).__name__ if not isinstance(tensor, Tensor) else f"{tensor.layout} on {tensor.device}"
             raise DeltaError(
-                f"'{name}' in the state dict ({what}) is no plain tensor but {kind}; of a checkpoint, give its "
+                f"{listed([name])} in the state dict ({what}) is no plain tensor but {kind}; of a checkpoint, give its "
                 "'state_dict'"
             )
     return {name: tensor.detach() for name, tensor in state.items()}
@@ -177,14 +177,14 @@ def _changed_channels(state: Mapping[str, Tensor], changed: Mapping[str, Tensor]
             yield projection, rows.nonzero().flatten()
 
 
-def _check_given(name: str, chosen: Tensor, changed: Mapping[str, Tensor]) -> None:
-    if f"{name}.weight" not in changed:
-        raise DeltaError(
-            f"channels are given for '{name}', but there is no '{name}.weight' of one shape in both states"
-        )
+def _check_given(name: str, chosen: Tensor, trained: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> None:
     for kind in ("weight", "bias"):
         rows = changed.get(f"{name}.{kind}")
         if rows is None:
+            if kind == "weight" or f"{name}.bias" in trained:
+                raise DeltaError(
+                    f"channels are given for '{name}', but there is no '{name}.{kind}' of one shape in both states"
+                )
             continue
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(rows):
             raise DeltaError(f"the channels given for '{name}' are not all in [0, {len(rows)})")

@@ -5,7 +5,6 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..measure.fingerprint import tensor_digest
 from .delta import Delta
-from .errors import DeltaError, listed
+from .errors import DeltaError, listed, printable
 from .header import Header
 from .whole_file import write_whole
 
@@ -59,7 +58,8 @@ def load_delta(path: str | Path, *, allow_nonfinite: bool = False) -> Delta:
         DeltaError: There is no such file, or it is not a whole and well formed delta; names what is wrong.
     """
     try:
-        return _from_bytes(_read(path), str(path), allow_nonfinite)
+        data, metadata = _read(path)
+        return _from_bytes(data, metadata, str(path), allow_nonfinite)
     except DeltaError as error:
         raise DeltaError(f"delta '{path}': {error}") from error
 
@@ -69,13 +69,13 @@ def _to_bytes(delta: Delta, allow_nonfinite: bool) -> bytes:
     tensors = {f"{group}/{name}": t for group in _GROUPS for name, t in getattr(delta, group).items()}
     # clones: safetensors refuses tensors that share memory
     tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    header = {**asdict(delta.header), "fingerprint": delta.header.fingerprint}
+    header = {**vars(delta.header), "fingerprint": delta.header.fingerprint}
     try:
         # as it will be read: tuples as lists, keys as strings
         header = json.loads(json.dumps(header))
         text = json.dumps({**header, "sha256": _content_digest(header, tensors)}, sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
-        raise DeltaError(f"its header cannot be written as JSON: {error}") from error
+        raise DeltaError(f"its header cannot be written as JSON: {printable(error)}") from error
     data: bytes = safetensors.torch.save(tensors, {KEY: text})
     if (length := int.from_bytes(data[:8], "little")) > LONGEST_HEADER:
         raise DeltaError(
@@ -84,8 +84,8 @@ def _to_bytes(delta: Delta, allow_nonfinite: bool) -> bytes:
     return data
 
 
-def _read(path: str | Path) -> bytes:
-    """A file's bytes, once its size and the length of its header fit each other."""
+def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
+    """A file's bytes, and what its header says beside tensors, once its size is the one that its header says."""
     try:
         # not to wait for what is no file, such as a FIFO
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -102,27 +102,45 @@ def _read(path: str | Path) -> bytes:
                 raise DeltaError("it is not a safetensors file, or only the beginning of one: copy it again")
             if length > LONGEST_HEADER:
                 raise DeltaError(f"its header has {length} bytes, and {LONGEST_HEADER} are allowed: it is not a delta")
+            metadata, end = _parsed(file.read(length))
+            if 8 + length + end != status.st_size:
+                raise DeltaError(
+                    f"it is not a safetensors file, or damaged (it has {status.st_size} bytes, and should have "
+                    f"{8 + length + end}): copy it again"
+                )
             file.seek(0)
             data = file.read(status.st_size)
     except (OSError, MemoryError) as error:
         raise DeltaError(f"it cannot be read: {error or type(error).__name__}") from error
     finally:
         os.close(descriptor)
-    return data
+    return data, metadata
 
 
-def _from_bytes(data: bytes, source: str, allow_nonfinite: bool) -> Delta:
+def _parsed(header: bytes) -> tuple[dict[str, Any], int]:
+    """What safetensors' header says beside tensors, and where the last of them ends."""
+    try:
+        entries = json.loads(header)
+        metadata = entries.pop("__metadata__", None) or {}
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
+        if not isinstance(metadata, dict) or not all(type(end) is int and 0 <= end < 2**63 for end in ends):
+            raise ValueError("its header is damaged")
+    except Exception as error:  # a damaged header fails in any way
+        raise DeltaError(f"it is not a safetensors file, or damaged ({printable(error)}): copy it again") from error
+    return metadata, max(ends, default=0)
+
+
+def _from_bytes(data: bytes, metadata: Mapping[str, Any], source: str, allow_nonfinite: bool) -> Delta:
     try:
         tensors = safetensors.torch.load(data)
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
     except Exception as error:  # a damaged file fails in any way
-        raise DeltaError(f"it is not a safetensors file, or damaged ({error}): copy it again") from error
+        raise DeltaError(f"it is not a safetensors file, or damaged ({printable(error)}): copy it again") from error
     if KEY not in metadata:
         raise DeltaError(f"it is a safetensors file, but has no '{KEY}' in its metadata: plain weights are not a delta")
     try:
         values = json.loads(metadata[KEY])
     except (ValueError, RecursionError) as error:
-        raise DeltaError(f"its header is not JSON ({error}): it is damaged, or no delta") from error
+        raise DeltaError(f"its header is not JSON ({printable(error)}): it is damaged, or no delta") from error
     if not isinstance(values, dict):
         raise DeltaError("its header is not a JSON object: it is damaged, or no delta")
     sha256, fingerprint = values.pop("sha256", None), values.pop("fingerprint", None)

@@ -9,6 +9,7 @@ from .base import fingerprint
 from .errors import DeltaError, listed
 
 VERSION = 1  #: of the format that is written, and the newest that is read
+_DEEPEST = 64  #: lists and dicts in one another; JSON is written less deep than it is read
 _PACKAGES = ("apla_mm", "torch", "timm", "mmengine", "mmcv", "mmseg", "mmdet", "mmpretrain")
 
 
@@ -20,7 +21,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Header:
-    """What a delta says of itself. Everything in it can be written as JSON.
+    """What a delta says of itself. Everything in it can be written as JSON, with at most 64 levels.
 
     Attributes:
         version: Of the format.
@@ -68,6 +69,8 @@ class Header:
             value = getattr(self, name)
             if not _is(value, *types):
                 raise DeltaError(f"the header's '{name}' must not be {_short(value)}")
+            if _is_too_deep(value):
+                raise DeltaError(f"the header's '{name}' has lists and dicts in one another, more than {_DEEPEST} deep")
         for name in ("base", "versions"):
             entries = getattr(self, name).items()
             if wrong := [str(key) for key, value in entries if not (_is(key, str) and _is(value, str))]:
@@ -108,6 +111,17 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def _is(value: Any, *types: type) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = (
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list | tuple)
+        )
+        # each once, be it in many places
+        level = list({id(one): one for several in inner for one in several}.values())
+    return any(isinstance(one, dict | list | tuple) for one in level)
 
 
 def _short(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Files that are whole or not there."""
 
 import os
+import secrets
 import shutil
-import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,10 +23,11 @@ def write_whole(data: bytes | memoryview, path: str | Path) -> None:
         OSError: It cannot be written; what was there before is still there.
     """
     path = Path(os.path.realpath(path))
-    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{SUFFIX}")
+    # a name that nothing has, not even a link; of long names the end, by which what is left over is found
+    aside = path.with_name(f".{path.name[-50:]}.{secrets.token_hex(8)}{SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
+        with open(aside, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -39,14 +39,14 @@ def read_authors(path: Path) -> Weights:
         path: The file. Only tensors and plain values are read; its parameters, an ``EasyDict``, become a dict.
 
     Returns:
-        Its state dict, as it is, and what lies beside it.
+        Its state dict, as it is, and what lies beside it; see :func:`~.files.read_weights`.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, or holds other objects.
     """
     with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):
-        return read_weights(path)
+        return read_weights(path, completed=False)
 
 
 def plain_state(
@@ -92,7 +92,7 @@ def plain_state(
     return plain, channels
 
 
-def check_not_resumed(weights: Weights, base: Mapping[str, Tensor], base_prefix: str = "") -> None:
+def check_not_resumed(weights: Weights, base: Mapping[str, Tensor], base_prefix: str = "") -> bool:
     """Refuse a checkpoint of a run that did not start from its base, and so computed with other ``inds`` than it saved.
 
     Args:
@@ -100,23 +100,31 @@ def check_not_resumed(weights: Weights, base: Mapping[str, Tensor], base_prefix:
         base: The state dict before training.
         base_prefix: What the checkpoint's names have before the base's.
 
+    Returns:
+        Whether that is known: not if the checkpoint does not tell what its run started from.
+
     Raises:
         ValueError: It started from something else.
     """
+    if not any(name.rpartition(".")[2] == "inds" for name in weights.state):
+        return True  # 'indices' are what the forward pass reads
     original = weights.rest.get("original_state")
-    if not isinstance(original, dict) or not any(name.rpartition(".")[2] == "inds" for name in original):
-        return  # 'indices' are what the forward pass reads
+    if not isinstance(original, dict) or not all(isinstance(tensor, Tensor) for tensor in original.values()):
+        return False
+    original = {str(name): tensor for name, tensor in original.items()}
+    if not any(name.rpartition(".")[2] == "inds" for name in original):
+        return False
     start, channels = plain_state(original)
-    for projection in channels:
-        name = f"{projection}.weight"
-        before = base.get(name.removeprefix(base_prefix))
-        if before is not None and not torch.equal(start[name], before):
+    known = {projection: base.get(f"{projection}.weight".removeprefix(base_prefix)) for projection in channels}
+    for projection, before in known.items():
+        if before is not None and not torch.equal(start[f"{projection}.weight"], before):
             raise ValueError(
                 f"projection '{projection}': the run that saved this checkpoint did not start from the base: it was "
                 "resumed, and then the authors' code computes with newly drawn 'inds' and saves the old ones. So the "
                 "trained channels' places are not known. If all its runs were given a file of channels (inds_path), "
                 "name it by --inds; else take a checkpoint from before the run was resumed"
             )
+    return all(before is not None for before in known.values())
 
 
 def _checked(parts: Mapping[str, Tensor], trained: Sequence[int] | None) -> tuple[Tensor, int]:

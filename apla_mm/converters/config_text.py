@@ -1,8 +1,16 @@
 """What a config's text says, read without running it."""
 
 import ast
-from typing import Any
+import inspect
+from typing import Any, TypeGuard
 
+from ..engine.hooks.apla_hook import APLAHook
+
+_LONGEST = 2**20  # characters; longer texts take Python's parser minutes and gigabytes
+_DEFAULTS = {
+    name: list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+    for name, parameter in inspect.signature(APLAHook).parameters.items()
+}
 _ERRORS = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
@@ -15,8 +23,11 @@ def read_config(text: str) -> dict[str, Any]:
         text: The text.
 
     Returns:
-        The settings that are dicts, lists, tuples and plain values; of a text that cannot be parsed none.
+        The settings that are dicts, lists, tuples and plain values, None in place of others; of a text that cannot be
+        parsed, or is longer than a million characters, none.
     """
+    if len(text) > _LONGEST:
+        return {}
     try:
         settings = {}
         for statement in ast.parse(text).body:
@@ -32,13 +43,18 @@ def _value(node: ast.expr) -> Any:
         return {keyword.arg: _value(keyword.value) for keyword in node.keywords if keyword.arg}
     if isinstance(node, ast.Dict):
         items = zip(node.keys, node.values, strict=True)
-        return {key.value: _value(value) for key, value in items if isinstance(key, ast.Constant)}
+        return {key.value: _value(value) for key, value in items if _is_text(key)}
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(element) for element in node.elts]
     try:
-        return ast.literal_eval(node)
+        value = ast.literal_eval(node)
     except _ERRORS:
         return None
+    return value if isinstance(value, str | int | float) else None  # what JSON can hold
+
+
+def _is_text(node: ast.expr | None) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def apla_settings(text: str) -> dict[str, Any]:
@@ -48,7 +64,8 @@ def apla_settings(text: str) -> dict[str, Any]:
         text: The config's text.
 
     Returns:
-        The arguments that are written there. None if the text asks for several different ones.
+        What :class:`~apla_mm.engine.hooks.APLAHook` writes into deltas, but for what the text does not tell: values
+        that only running it gives, and defaults of a backbone. Empty if the text asks for several different things.
     """
     config = read_config(text)
     found = [settings for settings in _asked(config) if settings]
@@ -60,10 +77,26 @@ def _asked(value: Any) -> list[dict[str, Any]]:
     found = [settings for child in children for settings in _asked(child)]
     if isinstance(value, dict):
         if isinstance(value.get("apla"), dict):
-            found.append(value["apla"])
+            found.append({key: setting for key, setting in value["apla"].items() if _is_known(setting)})
         if value.get("type") == "APLAHook":
-            found.append({key: value[key] for key in ("r", "seed", "blocks", "trainable") if key in value})
+            found.append(_of_hook({**_DEFAULTS, **value}))
     return found
+
+
+def _of_hook(hook: dict[str, Any]) -> dict[str, Any]:
+    if hook["r"] is None and hook["channels"] is None and hook["blocks"] == "all":
+        return {}  # it adapts nothing
+    settings = {key: hook[key] for key in ("r", "seed", "channels", "blocks", "recompute", "target", "trainable")}
+    if isinstance(hook["target"], str):
+        settings["target"] = [hook["target"]]
+    settings["train"] = {key: hook[f"train_{key}"] for key in ("norm", "bias", "pos_embed")}
+    return {key: setting for key, setting in settings.items() if _is_known(setting)}
+
+
+def _is_known(setting: Any) -> bool:
+    if isinstance(setting, list | dict):
+        return all(map(_is_known, setting.values() if isinstance(setting, dict) else setting))
+    return setting is not None
 
 
 def summary(text: str) -> str:

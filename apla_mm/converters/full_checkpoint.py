@@ -56,7 +56,7 @@ def delta_of(
         None if channels is None else _named(load_channels(channels), checkpoint.state),
         r=_plain(asked.get("r"), int, float, str),
         seed=_plain(asked.get("seed", 0 if asked else None), int),
-        selection={key: value for key, value in asked.items() if key in ("blocks", "trainable")},
+        selection={key: value for key, value in asked.items() if key not in ("r", "seed")},
         config=config,
         iteration=_plain(checkpoint.meta.get("iter"), int),
         metrics=scores_of(checkpoint.rest) if metrics is None else dict(metrics),

@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import Delta, DeltaError, base_digests, fingerprint, load_delta
-from ..checkpoint.base_file import BASE_FILE, find_base
-from ..engine.packed_state import META
+from ..checkpoint.base_file import BASE_FILE, find_base, is_base_name
+from ..checkpoint.delta import nonfinite
+from ..checkpoint.errors import printable
+from ..engine.delta_header import meta_of
 from .authors import is_authors, plain_state, read_authors
 from .config_text import summary
-from .files import DELTA, PICKLE, PLAIN, Weights, kind_of
+from .files import BASE, DELTA, PICKLE, Weights, kind_of
 
 _Lines = Iterable[tuple[str, str]]
 _WIDTH = 14
@@ -37,10 +39,18 @@ def describe(path: Path) -> str:
     kind = kind_of(path)
     if kind == DELTA:
         delta = load_delta(path, allow_nonfinite=True)
-        lines = [("kind", f"delta, version {delta.header.version} of the format"), _size(path), *_of_delta(delta, path)]
+        header, tensors = delta.header, {**delta.rows, **delta.tensors}
+        what = f"delta, version {header.version} of the format"
+        lines = [*_of_delta(delta, path), *_about(header.config, header.iteration, header.metrics, meta_of(header))]
+        lines.append(("versions", ", ".join(f"{name} {version}" for name, version in sorted(header.versions.items()))))
     else:
         weights = read_authors(path)
-        lines = [("kind", _kind(kind, weights)), _size(path), *_of_weights(weights, kind)]
+        what, tensors = _kind(kind, weights), weights.state
+        lines = [*(_of_state(weights, kind) if weights.delta is None else _of_delta(weights.delta, path))]
+        lines += _of_rest(weights)
+    wrong = nonfinite(tensors)
+    lines.append(("NOT FINITE", ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")))
+    lines = [("kind", what), ("size", _bytes(path.stat().st_size)), *lines]
     shown = (f"  {label:<{_WIDTH}}{_printable(text)}" for label, text in lines if text)
     return "\n".join([_printable(str(path)), *shown])
 
@@ -50,11 +60,9 @@ def _kind(kind: str, weights: Weights) -> str:
         return "checkpoint of the APLA authors' code: projections in two parts"
     if kind != PICKLE:
         return kind
+    if weights.delta is not None:
+        return "checkpoint of mmengine without its base, of APLAHook(save='delta')"
     return "full checkpoint of mmengine" if weights.meta else "pickled weights, without mmengine's 'meta'"
-
-
-def _size(path: Path) -> tuple[str, str]:
-    return "size", _bytes(path.stat().st_size)
 
 
 def _of_delta(delta: Delta, path: Path) -> _Lines:
@@ -65,30 +73,26 @@ def _of_delta(delta: Delta, path: Path) -> _Lines:
     yield "tensors", _tensors({**delta.rows, **delta.tensors})
     yield "r, seed", f"{header.r}, {header.seed}"
     yield "selection", ", ".join(f"{key}={value}" for key, value in header.selection.items())
-    yield "base", f"{len(header.base)} tensors, fingerprint {header.fingerprint}"
-    yield "base file", _found(header.extra.get(BASE_FILE), path)
-    meta = header.extra.get(META)
-    yield from _about(header.config, header.iteration, header.metrics, meta if isinstance(meta, dict) else {})
-    yield "versions", ", ".join(f"{name} {version}" for name, version in sorted(header.versions.items()))
-    if wrong := [name for name, t in {**delta.rows, **delta.tensors}.items() if not _is_finite(t)]:
-        yield "NOT FINITE", ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+    yield "whole base", _base(header.extra.get(BASE_FILE), path)
+    yield "not trained", f"{len(header.base)} tensors of the base, fingerprint {header.fingerprint}"
 
 
-def _of_weights(weights: Weights, kind: str) -> _Lines:
+def _of_state(weights: Weights, kind: str) -> _Lines:
     yield "tensors", _tensors(weights.state)
     yield "parts", _parts(weights.state)
-    yield "fingerprint", fingerprint(base_digests(weights.state, {}))
-    if kind == PLAIN and not weights.rest and not is_authors(weights.state):
-        return
+    digest = fingerprint(base_digests(weights.state, {}))
+    yield ("whole base", f"fingerprint {digest}") if kind == BASE else ("fingerprint", f"{digest}, of all tensors")
     if is_authors(weights.state):
         yield "channels", _authors_channels(weights)
-        yield "iteration", str(weights.rest.get("iters", ""))
+
+
+def _of_rest(weights: Weights) -> _Lines:
     yield "also holds", ", ".join(sorted(map(str, weights.rest.keys() - {"meta"})))
-    config, iteration = weights.meta.get("cfg"), weights.meta.get("iter")
-    yield from _about(config if isinstance(config, str) else "", iteration, {}, weights.meta)
-    yield "versions", f"mmengine {weights.meta['mmengine_version']}" if "mmengine_version" in weights.meta else ""
-    if wrong := [name for name, tensor in weights.state.items() if not _is_finite(tensor)]:
-        yield "NOT FINITE", ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+    meta = weights.meta
+    config, iteration = meta.get("cfg"), meta.get("iter", weights.rest.get("iters"))
+    metrics = {} if weights.delta is None else weights.delta.header.metrics
+    yield from _about(config if isinstance(config, str) else "", iteration, metrics, meta)
+    yield "versions", f"mmengine {meta['mmengine_version']}" if "mmengine_version" in meta else ""
 
 
 def _about(config: str, iteration: Any, metrics: Mapping[str, Any], meta: Mapping[str, Any]) -> _Lines:
@@ -104,13 +108,18 @@ def _about(config: str, iteration: Any, metrics: Mapping[str, Any], meta: Mappin
     yield "saved", str(meta.get("time", ""))
 
 
-def _found(name: Any, path: Path) -> str:
+def _base(name: Any, path: Path) -> str:
     if name is None:
         return "none is named: a model or checkpoint that holds the base is needed"
     try:
-        return f"{name}, found: {find_base(name, path)}"
+        return f"{_identity(name)}{name}, found: {find_base(name, path)}"
     except DeltaError as error:
-        return f"{name}, NOT FOUND: {error}"
+        return f"{_identity(name)}{name}, NOT FOUND: {error}"
+
+
+def _identity(name: Any) -> str:
+    """What a base file is named by: the beginning of the fingerprint that is told of the file itself."""
+    return f"fingerprint {name[5:21]}..., file " if isinstance(name, str) and is_base_name(name) else ""
 
 
 def _authors_channels(weights: Weights) -> str:
@@ -141,11 +150,6 @@ def _bytes(size: int) -> str:
     return f"{size / 2**20:.2f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
-
-
 def _printable(text: str) -> str:
-    """Text from a file on one line, without what a terminal would obey."""
-    text = " ".join(text.split())
-    return text if text.isprintable() else ascii(text)[1:-1]
+    """Text from a file on one line."""
+    return printable(" ".join(text.split()))

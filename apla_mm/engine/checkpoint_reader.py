@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checkpoint import Delta, DeltaError, load_delta
 from ..checkpoint.base_file import BASE_FILE, find_base, is_base_name, load_base, merged_state
+from ..checkpoint.errors import printable
 from ..checkpoint.file import KEY
 from .delta_header import meta_of, with_versions
 from .packed_state import EMA, EMA_OTHERS, EMA_PREFIX, is_packed, unpack
@@ -72,7 +73,7 @@ def load_from_local(filename: str | Path, map_location: Any = None) -> dict[str,
         raise FileNotFoundError(f"checkpoint '{path}': no such file (looked in {Path.cwd()})")
     if _is_safetensors(path):
         return _read_safetensors(path, map_location)
-    checkpoint = _read_pickle(path, map_location)
+    checkpoint = read_pickle(path, map_location)
     if isinstance(checkpoint, dict) and is_packed(checkpoint.get("state_dict")):
         _complete(checkpoint, path, map_location)
     return checkpoint
@@ -102,7 +103,7 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
 def _complete(checkpoint: dict[str, Any], path: Path, map_location: Any) -> None:
     """Put the base into a checkpoint that was saved without it."""
     # deltas are put together on the CPU
-    packed = checkpoint if map_location in (None, "cpu") else _read_pickle(path, "cpu")
+    packed = checkpoint if map_location in (None, "cpu") else read_pickle(path, "cpu")
     delta = unpack(packed["state_dict"], str(path))
     base = _base_of(delta, path)
     state = with_versions(merged_state(delta, base), delta.header)
@@ -131,14 +132,27 @@ def _moved(state: Any, map_location: Any) -> Any:
     return state
 
 
-def _read_pickle(path: Path, map_location: Any) -> Any:
+def read_pickle(path: Path, map_location: Any) -> Any:
+    """Read a checkpoint as it is, without completing one that was saved without its base.
+
+    Args:
+        path: The file.
+        map_location: As of ``torch.load``.
+
+    Returns:
+        What it holds: tensors and plain values.
+
+    Raises:
+        ValueError: It cannot be read, or holds objects of other kinds.
+    """
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way
         reason = next((line for line in str(error).splitlines() if "Unsupported" in line or "attribute" in line), error)
         raise ValueError(
-            f"checkpoint '{path}' was not read, being damaged or holding more than tensors and plain values: {reason}. "
+            f"checkpoint '{path}' was not read, being damaged or holding more than tensors and plain values: "
+            f"{printable(reason)}. "
             "Name types of your own that it may hold by torch.serialization.add_safe_globals"
         ) from error
     meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import Delta, DeltaError, Header, base_digests
-from ..checkpoint.errors import listed
+from ..checkpoint.errors import listed, printable
 from ..measure.fingerprint import tensor_digest
 
 EMA, EMA_PREFIX, EMA_OTHERS = "ema_state_dict", "module.", "ema_others"  #: mmengine's; its entries that are no weights
@@ -108,7 +108,9 @@ def unpack(packed: Mapping[Any, Any], source: str) -> Delta:
     except DeltaError as error:
         raise DeltaError(f"checkpoint '{source}': {error}") from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise DeltaError(f"checkpoint '{source}': its header is not JSON ({error}): it is damaged") from error
+        raise DeltaError(
+            f"checkpoint '{source}': its header is not JSON ({printable(error)}): it is damaged"
+        ) from error
     return delta
 
 

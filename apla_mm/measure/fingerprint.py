@@ -13,8 +13,9 @@ from ..method import PartialLinear
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes, dtype and shape; the same on every device."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    # a clone: FSDP cannot free a storage that NumPy has seen
-    data: Any = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy()
+    # a copy even on the CPU: FSDP cannot free a storage that NumPy has seen
+    copied = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    data: Any = copied.reshape(-1).view(torch.uint8).numpy()
     digest.update(data)
     return digest.hexdigest()
 

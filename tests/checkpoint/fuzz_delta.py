@@ -19,6 +19,7 @@ import struct
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -270,6 +271,18 @@ def change_delta_header(data: bytes, draw: random.Random) -> bytes:
     return with_header(data, header)
 
 
+def nest_in_delta_header(data: bytes, draw: random.Random) -> bytes:
+    """Values so deep in one another that they may be read and not be written."""
+    header = header_of(data)
+    values = json.loads(header["__metadata__"][delta_file.KEY])
+    values[draw.choice(["selection", "metrics", "extra"])] = {"a": "here"}
+    used = len(list(traceback.walk_stack(None)))
+    depth = draw.choice([10, 63, 64, *(sys.getrecursionlimit() - used - draw.randrange(30) for _ in range(9))])
+    start, end = draw.choice([("[", "]"), ('{"a":', "}")])
+    header["__metadata__"][delta_file.KEY] = json.dumps(values).replace('"here"', start * depth + "1" + end * depth)
+    return with_header(data, header)
+
+
 def rename_everywhere(data: bytes, draw: random.Random) -> bytes:
     """What a delta of another model looks like."""
     header = header_of(data)
@@ -385,6 +398,7 @@ MUTATIONS: list[Callable[[bytes, random.Random], bytes]] = [
     retype,
     change_metadata,
     change_delta_header,
+    nest_in_delta_header,
     rename_everywhere,
     change_channels,
     change_weights,

@@ -129,19 +129,25 @@ def test_a_long_header_is_not_read(path):
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", 2**34))
         file.truncate(2**34 + 8)
+    tail = path.with_name("tail")  # what follows the header is longer than it says
+    tail.write_bytes(data)
+    os.truncate(tail, 2**33)
     code = """
 import resource, sys
 from apla_mm.checkpoint import DeltaError, load_delta
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    load_delta(sys.argv[1])
-except DeltaError as error:
-    print(error)
+for path in sys.argv[1:]:
+    try:
+        load_delta(path)
+    except DeltaError as error:
+        print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=60)
-    message, mebibytes = done.stdout.splitlines()
-    assert "its header has 17179869184 bytes, and 16777216 are allowed" in message
+    command = [sys.executable, "-c", code, path, tail]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    long, longer, mebibytes = done.stdout.splitlines()
+    assert "its header has 17179869184 bytes, and 16777216 are allowed" in long
+    assert f"it has {2**33} bytes, and should have {len(data)}" in longer
     assert int(mebibytes) < 64
 
 
@@ -161,6 +167,16 @@ def test_offsets_that_do_not_fit(path, offsets, shape, dtype):
     header = json.dumps({"tensors/x": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     refused(path, "not a safetensors file, or damaged")
+
+
+def test_what_a_file_says_is_shown_printably(path):
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    for odd in ({"tensors/x": {**entry, "dtype": "\x1b[2J"}}, {"tensors/\x1b[2J": {**entry, "data_offsets": [1, 4]}}):
+        header = json.dumps(odd).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+        with pytest.raises(DeltaError, match="or damaged") as error:
+            load_delta(path)
+        assert "[2J" in str(error.value) and str(error.value).isprintable()
 
 
 def test_tensors_that_overlap(path):
@@ -185,6 +201,33 @@ def test_tensors_that_overlap(path):
 def test_metadata_that_is_no_header(delta, path, text, message):
     save_file(delta.tensors, path, {KEY: text})
     refused(path, message)
+
+
+@pytest.mark.parametrize("field", ["selection", "metrics", "extra"])
+def test_values_that_are_nested_deep(delta, path, field):
+    def save(value):
+        save_delta(dataclasses.replace(delta, header=dataclasses.replace(delta.header, **{field: value})), path)
+
+    value = {"a": 1}
+    for _ in range(64):
+        value = {"a": value}
+    with pytest.raises(DeltaError, match=f"'{field}' has lists and dicts in one another, more than 64 deep"):
+        save(value)
+    save(value["a"])
+    assert getattr(load_delta(path).header, field) == value["a"]
+    twice = []
+    for _ in range(99):
+        twice = [twice, twice]
+    with pytest.raises(DeltaError, match="more than 64 deep"):
+        save({"a": twice})
+
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()[KEY])
+    text = json.dumps({**header, field: {"a": "here"}})
+    for depth in (64, 800, *range(960, 1000, 3), 100_000):  # Python reads deeper than it writes
+        save_file(tensors, path, {KEY: text.replace('"here"', "[" * depth + "]" * depth)})
+        refused(path, "more than 64 deep" if depth < 960 else "its header")
 
 
 @pytest.mark.parametrize(

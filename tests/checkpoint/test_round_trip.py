@@ -266,6 +266,11 @@ def test_from_two_state_dicts_refused(make_pair):
         extract_delta_from_states(trained, base, {"vit.blocks.0.attn.proj": torch.tensor([0, 32])})
     with pytest.raises(DeltaError, match="no 'x.weight' of one shape"):
         extract_delta_from_states(trained, base, {"x": torch.tensor([0])})
+    with pytest.raises(DeltaError, match="no 'vit.blocks.0.attn.proj.bias' of one shape"):
+        without = {n: t for n, t in base.items() if n != "vit.blocks.0.attn.proj.bias"}
+        extract_delta_from_states(trained, without, extract_delta_from_states(trained, base).channels)
+    with pytest.raises(DeltaError, match=r"'\\x1b\[2J' in the state dict .* is no plain tensor but int"):
+        extract_delta_from_states({**trained, "\x1b[2J": 1}, base)
     with pytest.raises(DeltaError, match=r"'vit.cls_token' is torch.float16 in the trained state and torch.float32 in"):
         extract_delta_from_states({**trained, "vit.cls_token": trained["vit.cls_token"].half()}, base)
     with pytest.raises(DeltaError, match=r"'state_dict' in .* is no plain tensor but OrderedDict; of a"):

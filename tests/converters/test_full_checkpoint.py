@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 from collections import OrderedDict
 
 import pytest
@@ -14,6 +15,7 @@ from apla_mm.converters.config_text import apla_settings, read_config, summary
 from apla_mm.converters.files import Weights
 from apla_mm.converters.full_checkpoint import delta_of
 from apla_mm.engine.checkpoint_reader import load_from_local
+from apla_mm.engine.hooks import APLAHook
 
 CONFIG = """
 custom_imports = dict(imports=['apla_mm'])
@@ -173,7 +175,7 @@ def test_another_base_needs_no_check(trained, tmp_path, run_tool):
     run_tool("extract_delta", trained.last, trained.base, delta)
     other = {**trained.before, "backbone.vit.cls_token": trained.before["backbone.vit.cls_token"] + 1}
     torch.save(other, tmp_path / "other.pth")
-    with pytest.raises(SystemExit, match="'backbone.vit.cls_token'"):
+    with pytest.raises(SystemExit, match="'backbone.vit.cls_token'.* regardless by --no-check$"):
         run_tool("merge_delta", delta, out, "--base", tmp_path / "other.pth")
     assert not out.exists()
     run_tool("merge_delta", delta, out, "--base", tmp_path / "other.pth", "--no-check")
@@ -181,6 +183,47 @@ def test_another_base_needs_no_check(trained, tmp_path, run_tool):
     assert torch.equal(state["backbone.vit.cls_token"], other["backbone.vit.cls_token"])
     with pytest.raises(SystemExit, match=r"is a delta.*merge_delta"):
         run_tool("merge_delta", delta, tmp_path / "n.pth", "--base", delta)
+
+
+def test_nan_is_refused_before_the_base_is_written(trained, tmp_path, run_tool, assert_same):
+    state = {**trained.state, "head.bias": torch.full((3,), torch.nan)}
+    torch.save(dict(state_dict=state, meta={}), tmp_path / "nan.pth")
+    folder, out = tmp_path / "deltas", tmp_path / "m.pth"
+    refused = "NaN or infinity in 'head.bias'.* or allow it by --allow-nonfinite$"
+    with pytest.raises(SystemExit, match=refused):
+        run_tool("extract_delta", tmp_path / "nan.pth", trained.base, folder / "d.safetensors")
+    assert not folder.exists()
+    run_tool("extract_delta", tmp_path / "nan.pth", trained.base, folder / "d.safetensors", "--allow-nonfinite")
+    with pytest.raises(SystemExit, match=refused):
+        run_tool("merge_delta", folder / "d.safetensors", out)
+    run_tool("merge_delta", folder / "d.safetensors", out, "--allow-nonfinite")
+    assert_same(torch.load(out, weights_only=True)["state_dict"], state)
+
+
+def test_a_new_bias_has_no_channels(trained, tmp_path, run_tool):
+    name = next(iter(trained.channels))
+    torch.save({n: t for n, t in trained.before.items() if n != f"{name}.bias"}, tmp_path / "base.pth")
+    (tmp_path / "c.json").write_text(json.dumps(trained.channels))
+    with pytest.raises(SystemExit, match=f"there is no '{name}.bias' of one shape in both states"):
+        arguments = (trained.last, tmp_path / "base.pth", tmp_path / "d.safetensors")
+        run_tool("extract_delta", *arguments, "--channels", tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("[1]", "of type list"),
+        ("3", "of type int"),
+        ('"ab"', "of type str"),
+        ("{", "is not JSON"),
+        ("[" * 9999, "JSON"),
+    ],
+)
+def test_scores_must_be_an_object(trained, tmp_path, run_tool, text, error):
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(SystemExit, match=rf"scores.json' .*{error}.*: it must hold one object"):
+        arguments = (trained.last, trained.base, tmp_path / "d.safetensors")
+        run_tool("extract_delta", *arguments, "--metrics", tmp_path / "scores.json")
 
 
 def test_the_config_says_r_and_seed(trained):
@@ -196,7 +239,6 @@ def test_config_texts_are_read_and_not_run(tmp_path):
     assert summary(CONFIG) == "EncoderDecoder, backbone APLAViT vit_base_patch16_224, decode_head SETRUPHead"
     assert read_config(CONFIG)["optim_wrapper"] == dict(optimizer=dict(lr=-1e-3, betas=[0.9, 0.999]))
     hook = "custom_hooks = [dict(type='DataCheckHook'), dict(type='APLAHook', r=0.25, depth=3)]\n"
-    assert apla_settings(hook) == dict(r=0.25)
     assert apla_settings(hook + CONFIG) == {}  # two answers are none
     mark = tmp_path / "mark"
     evil = f"x = __import__('pathlib').Path({str(mark)!r}).touch()\nmodel = dict(backbone=dict(apla=dict(r=4)))"
@@ -207,5 +249,32 @@ def test_config_texts_are_read_and_not_run(tmp_path):
         "x = " + "(" * 5000 + ")" * 5000,
         "x = " + "-" * 100000 + "1",
         "x = " + "[" * 90 + "]" * 90,
+        "custom_hooks = [dict(type='APLAHook', r=8, blocks='none')]\n" + "x = 1\n" * 2**18,  # takes long
     ):
         assert apla_settings(text) == {}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(r=0.25, depth=3),
+        dict(r=8, seed=2, train_norm=True, target="backbone.vit", trainable=["head.*"], recompute="block"),
+        dict(channels={"blocks.0.attn.proj": [1, 4]}, train_bias=True),
+        dict(blocks="none", target=["backbone", "neck"], train_pos_embed=True, save="delta"),
+        dict(r=8, blocks=(0, 2)),
+        dict(save="both"),  # adapts nothing
+    ],
+)
+def test_a_text_tells_what_the_hook_itself_writes_into_deltas(arguments):
+    runner = types.SimpleNamespace(model=torch.nn.Module())
+    about = APLAHook(**arguments)._about(runner)
+    expected = {key: about[key] for key in ("r", "seed") if about[key] is not None} | about["selection"]
+    assert apla_settings(f"custom_hooks = [{dict(type='APLAHook', **arguments)!r}]") == expected
+
+
+@pytest.mark.parametrize("blocks", ["range(6, 12)", "{1, 2}", "[1, last]", "b'all'", "[i for i in range(3)]", "1j"])
+def test_of_what_only_running_a_text_tells_nothing_is_said(blocks):
+    settings = apla_settings(f"custom_hooks = [dict(type='APLAHook', r=8, blocks={blocks}, train_norm=True)]")
+    assert "blocks" not in settings and settings["r"] == 8 and settings["train"]["norm"] is True
+    assert json.loads(json.dumps(settings)) == settings
+    assert apla_settings(f"model = dict(backbone=dict(apla=dict(r=8, blocks={blocks})))") == dict(r=8)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from apla_mm.checkpoint import load_delta
+from apla_mm.converters.authors import check_not_resumed, read_authors
 from apla_mm.engine.checkpoint_reader import load_from_local
 
 DIM, R = 32, 5
@@ -118,8 +119,8 @@ def write(run, tmp_path):
                 optimizer=dict(state={}, param_groups=[]),
                 parameters=EasyDict(training_params=EasyDict(epochs=1, lr=0.5), name="x"),
                 best_val_target=0.5,
-                **more,
             )
+            checkpoint.update(more)
             torch.save(checkpoint, tmp_path / "authors.pth")
         finally:
             del sys.modules["easydict"]
@@ -234,6 +235,46 @@ def test_stale_indices_are_seen_by_the_base(run, write, tmp_path, run_tool, to):
     with pytest.raises(SystemExit, match=r"rows .* differ from the base"):
         run_tool("import_apla", checkpoint, out, *to, "--base", base, "--base-prefix", "backbone.")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("to", ["plain", "delta"])
+@pytest.mark.parametrize(
+    ("buffer", "start", "known"),
+    [("inds", "same", True), ("inds", None, False), ("inds", {0: 1}, False), ("indices", None, True)],
+)
+def test_whether_it_was_resumed_may_not_be_known(run, write, tmp_path, run_tool, to, buffer, start, known):
+    state = {name.replace(".inds", f".{buffer}"): tensor for name, tensor in run[2].items()}
+    checkpoint, base = write(state, **({} if start == "same" else dict(original_state=start)))
+    out = tmp_path / "out.safetensors"
+    said = run_tool("import_apla", checkpoint, out, "--to", to, "--base", base, "--base-prefix", "backbone.")
+    assert ("been resumed is not known" in said) == (not known) and ("in wrong places" in said) == (not known)
+    if to == "delta":
+        assert load_delta(out).header.iteration == 3
+
+
+def test_a_base_that_has_none_of_the_projections_tells_nothing(run, write):
+    weights = read_authors(write()[0])
+    assert check_not_resumed(weights, run[3], "backbone.") and not check_not_resumed(weights, {}, "backbone.")
+
+
+def test_new_names_must_be_distinct(run, write, tmp_path, run_tool):
+    checkpoint, _ = write({**run[2], "norm.weight": torch.ones(3)})
+    with pytest.raises(SystemExit, match=r"--rename backbone.=: several tensors would be called 'norm.weight'$"):
+        run_tool("import_apla", checkpoint, tmp_path / "plain.pth", "--rename", "backbone.=")
+    with pytest.raises(SystemExit, match="--rename x.=y.: no name begins so; they look like 'backbone."):
+        run_tool("import_apla", checkpoint, tmp_path / "plain.pth", "--rename", "x.=y.")
+    assert not (tmp_path / "plain.pth").exists()
+
+
+def test_nan_is_refused_before_the_base_file_is_written(run, write, tmp_path, run_tool):
+    checkpoint, base = write({**run[2], "fc.bias": torch.full((3,), torch.nan)})
+    out = tmp_path / "deltas/d.safetensors"
+    arguments = (checkpoint, out, "--to", "delta", "--base", base, "--base-prefix", "backbone.")
+    with pytest.raises(SystemExit, match="NaN or infinity in 'fc.bias'.*--allow-nonfinite$"):
+        run_tool("import_apla", *arguments)
+    assert not out.parent.exists()
+    run_tool("import_apla", *arguments, "--allow-nonfinite")
+    assert load_delta(out, allow_nonfinite=True).tensors["fc.bias"].isnan().all()
 
 
 def test_a_run_that_was_resumed_is_refused(run, write, tmp_path, run_tool):

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from apla_mm.checkpoint import DeltaError, load_delta
 from apla_mm.checkpoint.base_file import save_base
 from apla_mm.engine import packed_state
-from apla_mm.engine.checkpoint_reader import _read_pickle, load_from_local
+from apla_mm.engine.checkpoint_reader import load_from_local, read_pickle
 from apla_mm.engine.hooks import APLAHook
 
 
@@ -134,7 +134,7 @@ def test_everything_that_is_saved_reads_as_the_whole_checkpoint(
         assert full.get("param_schedulers") == read.get("param_schedulers")
         versions = read["state_dict"]._metadata
         assert versions and versions.items() <= full["state_dict"]._metadata.items()
-        raw = _read_pickle(folder / f"{name}.pth", "cpu")
+        raw = read_pickle(folder / f"{name}.pth", "cpu")
         if save == "both":
             assert_same(full["state_dict"], raw["state_dict"])
             continue
@@ -242,7 +242,7 @@ def test_header_tells_what_was_trained_and_how_well(
     assert header.selection["blocks"] == [0] and header.selection["train"]["norm"] is True
     assert Path(tmp_path / "work" / header.extra["base_file"]).is_file()
     assert {"apla_mm", "torch", "mmengine"} <= header.versions.keys()
-    written = _read_pickle(tmp_path / "work/iter_3.pth", "cpu")["meta"]
+    written = read_pickle(tmp_path / "work/iter_3.pth", "cpu")["meta"]
     assert header.config == written["cfg"]
 
 
@@ -503,7 +503,7 @@ def test_training_begins_with_the_weights_of_a_delta(
 def test_mmengine_alone_does_not_take_a_checkpoint_without_what_is_frozen(
     fresh: Callable[[], nn.Module], cut: Path
 ) -> None:
-    raw = _read_pickle(cut / "iter_2.pth", "cpu")  # without the base
+    raw = read_pickle(cut / "iter_2.pth", "cpu")  # without the base
     model = fresh()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(TypeError):

@@ -9,10 +9,11 @@ it, and all deltas of the same base share it.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from apla_mm.checkpoint import DeltaError, save_delta
 from apla_mm.checkpoint.base_file import ENVIRONMENT, find_base, save_base
-from apla_mm.converters.files import check_output, read_weights
+from apla_mm.converters.files import check_output, read_weights, said_by_tool
 from apla_mm.converters.full_checkpoint import delta_of
 
 
@@ -25,11 +26,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--channels", type=Path, metavar="FILE.json", help="what trained (default: what differs)")
     parser.add_argument("--metrics", type=Path, metavar="FILE.json", help="scores to write into the delta")
     parser.add_argument("--bases", type=Path, metavar="FOLDER", help="for the base file (default: bases beside OUT)")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinity in the weights")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     args = parser.parse_args()
     if args.out.suffix != ".safetensors":
         parser.error("OUT must end in .safetensors")
     return args
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    wanted = 'it must hold one object, of scores by name, such as {"mIoU": 47.5}'
+    try:
+        metrics = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--metrics '{path}' is not JSON ({error}): {wanted}") from error
+    if not isinstance(metrics, dict):
+        raise ValueError(f"--metrics '{path}' holds a value of type {type(metrics).__name__}: {wanted}")
+    return metrics
 
 
 def main() -> None:
@@ -40,13 +53,14 @@ def main() -> None:
         read_weights(args.base).state,
         base_prefix=args.base_prefix,
         channels=args.channels,
-        metrics=json.loads(args.metrics.read_text()) if args.metrics else None,
+        metrics=read_metrics(args.metrics) if args.metrics else None,
     )
+    delta.check(allow_nonfinite=args.allow_nonfinite)  # before its base is written
     path = save_base(base, args.bases or args.out.parent / "bases")
-    save_delta(delta, args.out)
+    save_delta(delta, args.out, allow_nonfinite=args.allow_nonfinite)
     print(
         f"{args.out}: channels of {len(delta.channels)} projections, {len(delta.tensors)} whole tensors, "
-        f"{delta.nbytes / 2**20:.2f} MiB; base {delta.header.fingerprint[:12]} in {path}"
+        f"{delta.nbytes / 2**20:.2f} MiB; base in {path}"
     )
     try:
         find_base(path.name, args.out)
@@ -58,4 +72,4 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {said_by_tool(error)}") from error

@@ -9,13 +9,17 @@ loading; a checkpoint whose 'inds' are missing or do not fit is refused.
 """
 
 import argparse
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from apla_mm.checkpoint import save_delta
 from apla_mm.checkpoint.base_file import save_base
+from apla_mm.checkpoint.errors import listed
 from apla_mm.converters.authors import check_not_resumed, plain_state, read_authors
-from apla_mm.converters.files import Weights, check_output, check_suffix, read_weights, write_checkpoint
+from apla_mm.converters.files import Weights, check_output, check_suffix, read_weights, said_by_tool, write_checkpoint
 from apla_mm.converters.full_checkpoint import delta_of
 from apla_mm.method.selection import load_channels
 
@@ -31,20 +35,31 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--rename",
         metavar="OLD=NEW",
+        default="=",
         help="replace what names begin with in OUT, such as backbone.=backbone.vit. for APLAViT",
     )
+    parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinity into a delta")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     args = parser.parse_args()
     if args.to == "delta" and (args.base is None or args.out.suffix != ".safetensors"):
         parser.error("--to delta needs --base, and an OUT that ends in .safetensors")
-    if args.rename is not None and args.rename.count("=") != 1:
+    if args.rename.count("=") != 1:
         parser.error("--rename takes OLD=NEW")
+    args.rename = tuple(args.rename.split("="))
     return args
 
 
-def renamed(name: str, rename: str | None) -> str:
-    old, _, new = (rename or "=").partition("=")
+def renamed(name: str, old: str, new: str) -> str:
     return new + name[len(old) :] if name.startswith(old) else name
+
+
+def all_renamed(state: Mapping[str, Tensor], old: str, new: str) -> OrderedDict[str, Tensor]:
+    if not any(name.startswith(old) for name in state):
+        raise ValueError(f"--rename {old}={new}: no name begins so; they look like '{next(iter(state))}'")
+    counts = Counter(renamed(name, old, new) for name in state)
+    if doubled := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"--rename {old}={new}: several tensors would be called {listed(doubled)}")
+    return OrderedDict((renamed(name, old, new), tensor) for name, tensor in state.items())
 
 
 def main() -> None:
@@ -57,28 +72,39 @@ def main() -> None:
         state, channels = plain_state(weights.state, inds)
     except ValueError as error:
         raise ValueError(f"'{args.checkpoint}': {error}") from error
-    prefix = renamed(args.base_prefix, args.rename)
-    if args.rename and not any(name.startswith(args.rename.partition("=")[0]) for name in state):
-        raise ValueError(f"--rename {args.rename}: no name begins so; they look like '{next(iter(state))}'")
-    plain = OrderedDict((renamed(name, args.rename), tensor) for name, tensor in state.items())
-    if args.base:
-        base = read_weights(args.base).state
-        if inds is None:
-            check_not_resumed(weights, base, args.base_prefix)
-        chosen = {renamed(name, args.rename): order.tolist() for name, order in channels.items()}
-        delta, tensors = delta_of(Weights(plain), base, base_prefix=prefix, channels=chosen)
-    if args.to == "delta":
-        path = save_base(tensors, args.out.parent / "bases")
-        save_delta(delta, args.out)
-        print(f"{args.out}: channels of {len(channels)} projections, base in {path}")
+    plain = all_renamed(state, *args.rename)
+    done = f"{args.out}: {len(plain)} tensors, {len(channels)} projections put together"
+    if args.base is None:
+        write_checkpoint(args.out, plain, {})
+        print(f"{done}; not checked against a base: see --base")
         return
-    write_checkpoint(args.out, plain, {})
-    checked = "its frozen channels are the base's" if args.base else "not checked against a base: see --base"
-    print(f"{args.out}: {len(plain)} tensors, {len(channels)} projections put together; {checked}")
+    base = read_weights(args.base).state
+    known = inds is not None or check_not_resumed(weights, base, args.base_prefix)
+    iterations = weights.rest.get("iters")
+    delta, tensors = delta_of(
+        Weights(plain, dict(meta=dict(iter=iterations) if isinstance(iterations, int) else {})),
+        base,
+        base_prefix=renamed(args.base_prefix, *args.rename),
+        channels={renamed(name, *args.rename): chosen.tolist() for name, chosen in channels.items()},
+    )
+    if args.to == "delta":
+        delta.check(allow_nonfinite=args.allow_nonfinite)  # before its base is written
+        path = save_base(tensors, args.out.parent / "bases")
+        save_delta(delta, args.out, allow_nonfinite=args.allow_nonfinite)
+        print(f"{args.out}: channels of {len(channels)} projections, base in {path}")
+    else:
+        write_checkpoint(args.out, plain, {})
+        print(f"{done}; its frozen channels are the base's")
+    if not known:
+        print(
+            "Whether the run that saved it had been resumed is not known, as the checkpoint does not hold what it "
+            "started from ('original_state'). If it had been, the authors' code trained other channels than its 'inds' "
+            "say, and the trained channels are in wrong places: compare its scores with the authors'."
+        )
 
 
 if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {said_by_tool(error)}") from error

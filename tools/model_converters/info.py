@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from apla_mm.converters.files import said_by_tool
 from apla_mm.converters.info import describe
 
 
@@ -19,7 +20,7 @@ def main() -> None:
         try:
             print(describe(path))
         except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {said_by_tool(error)}", file=sys.stderr)
             failed = True
     if failed:
         raise SystemExit(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apla_mm.checkpoint import load_delta
 from apla_mm.checkpoint.base_file import find_base
-from apla_mm.converters.files import check_output, check_suffix, read_weights, write_checkpoint
+from apla_mm.converters.files import check_output, check_suffix, read_weights, said_by_tool, write_checkpoint
 from apla_mm.converters.full_checkpoint import merged_checkpoint
 
 
@@ -20,6 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--base", type=Path, help="weights before training (default: the base file it names)")
     parser.add_argument("--base-prefix", default="", help="what the delta's names have before the names in --base")
     parser.add_argument("--no-check", action="store_true", help="take the base even if it is not the delta's")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinity in the weights")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     return parser.parse_args()
 
@@ -28,7 +29,7 @@ def main() -> None:
     args = parse_args()
     check_suffix(args.out)
     check_output(args.out, args.force)
-    delta = load_delta(args.delta)
+    delta = load_delta(args.delta, allow_nonfinite=args.allow_nonfinite)
     base = args.base
     if base is None:
         if "base_file" not in delta.header.extra:
@@ -44,4 +45,4 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {said_by_tool(error)}") from error

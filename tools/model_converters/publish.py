@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from apla_mm.checkpoint import load_delta
-from apla_mm.converters.files import DELTA, kind_of
+from apla_mm.converters.files import DELTA, kind_of, said_by_tool
 from apla_mm.converters.publish import publish
 
 
@@ -15,15 +15,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="full checkpoint, delta or safetensors file")
     parser.add_argument("out", type=Path, help="becomes OUT_<yyyymmdd>-<sha256[:8]>.pth or .safetensors")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="take NaN and infinity in the weights")
     parser.add_argument("--force", action="store_true", help="overwrite a file of that name")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    path = publish(args.file, args.out, force=args.force)
+    path = publish(args.file, args.out, force=args.force, allow_nonfinite=args.allow_nonfinite)
     print(path)
-    if kind_of(path) == DELTA and (name := load_delta(path).header.extra.get("base_file")):
+    if kind_of(path) == DELTA and (name := load_delta(path, allow_nonfinite=True).header.extra.get("base_file")):
         print(f"It needs its base: publish the file {name} with it.")
 
 
@@ -31,4 +32,4 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {said_by_tool(error)}") from error
