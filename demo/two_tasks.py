@@ -11,8 +11,10 @@ compared with two models of their own. Weights are random unless --weights names
 
 import argparse
 import copy
+import ctypes
 import gc
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,7 @@ def weights_mib(*models: nn.Module) -> float:
 def process_mib() -> float:
     """Resident memory."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) / 1024
 
@@ -158,24 +161,20 @@ def main() -> None:
     backbone = APLAViT(args.model, pretrained=args.weights or False)
     backbone.init_weights()
     models = {"segmentation": build("mmseg", segmentor, backbone), "detection": build("mmdet", detector, backbone)}
-    one, one_process = weights_mib(*models.values()), process_mib()
-    # two models, each with a backbone
-    own = {"segmentation": models["segmentation"], "detection": copy.deepcopy(models["detection"])}
-    two, two_process = weights_mib(*own.values()), process_mib()
-    own["segmentation"] = copy.deepcopy(own["segmentation"])
-
-    files = {"segmentation": args.seg, "detection": args.det}
-    deltas = {
-        name: load_delta(files[name]) if files[name] else trained_from(model, r, seed)
-        for seed, (name, model) in enumerate(models.items())
-    }
-    if args.save:
-        for name, delta in deltas.items():
-            save_delta(delta, args.save / f"{name}.safetensors")
+    rest = process_mib() - weights_mib(*models.values())
     switch = apla_mm.TaskSwitch(backbone, prefix="backbone.")
-    for name, model in models.items():
-        switch.add(name, deltas[name], whole=model)
-        apply_delta(own[name], deltas[name])
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: (args.save or Path(folder)) / f"{name}.safetensors" for name in models}
+        for seed, (given, (name, model)) in enumerate(zip((args.seg, args.det), models.items(), strict=True)):
+            save_delta(load_delta(given) if given else trained_from(model, r, seed), files[name])
+        for name, model in models.items():
+            switch.add(name, files[name], whole=model)
+        one, one_process = weights_mib(*models.values()) + switch.nbytes / MIB, process_mib()
+        # two models, each with a backbone
+        own = {name: copy.deepcopy(model) for name, model in models.items()}
+        for name, model in own.items():
+            apply_delta(model, load_delta(files[name]))
+        two, two_process = weights_mib(*own.values()), rest + process_mib() - one_process
 
     for name, model in models.items():
         with switch(name):
@@ -188,7 +187,7 @@ def main() -> None:
     saved = f"{100 * (1 - one / two):.0f} % less"
     console.print(
         markdown(
-            ["", "weights, MiB", "process, MiB"],
+            ["", "weights and deltas, MiB", "process, MiB"],
             ["two models", f"{two:.0f}", f"{two_process:.0f}"],
             ["two tasks on one backbone", f"{one:.0f} ({saved})", f"{one_process:.0f}"],
         )

@@ -1,18 +1,21 @@
 """Tasks that take turns on one base: against models of their own, to the bit."""
 
+import contextlib
 import copy
 import gc
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 import apla_mm
 from apla_mm.checkpoint import BaseMismatchError, Delta, DeltaError, extract_delta, save_delta
+from apla_mm.swap.guards import guards_of
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 PROJ = "backbone.blocks.0.attn.proj"
@@ -99,8 +102,9 @@ KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad], ids=lambda m: m.__name__)
-def test_inside_the_task_and_behind_what_it_was(base, tasks, kind, mode):
+def test_inside_the_task_and_behind_what_it_was(base, tasks, kind, mode, monkeypatch):
     torch._dynamo.reset()
+    monkeypatch.setattr("apla_mm.swap.fitted.base_digests", None)  # nothing here is another base
     deltas, states, outputs = tasks
     model = KINDS[kind](copy.deepcopy(base))
     inner = getattr(model, "_orig_mod", model)
@@ -163,6 +167,35 @@ def test_a_switch_writes_to_what_the_delta_has_alone(base, tasks):
     assert written == {*delta.rows, *delta.tensors}
 
 
+@pytest.mark.parametrize("kind", ["plain", "adapted"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad], ids=lambda m: m.__name__)
+def test_all_tasks_in_one_autocast(base, tasks, kind, mode):
+    """Which keeps cast copies of weights that require a gradient."""
+    deltas, states, _ = tasks
+    model = KINDS[kind](copy.deepcopy(base))
+    own = [copy.deepcopy(base) for _ in states]
+    for one, state in zip(own, states, strict=True):
+        one.load_state_dict(state)
+    heads = copy.deepcopy(own[0])
+    heads.backbone = copy.deepcopy(base.backbone)
+    outputs = []
+    for one in (*own, base, heads):
+        with torch.autocast("cpu", torch.bfloat16), mode():
+            outputs.append(one(X))
+    switch = apla_mm.TaskSwitch(model.backbone, prefix="backbone.")
+    with torch.autocast("cpu", torch.bfloat16), mode():
+        for _ in range(2):
+            assert torch.equal(model(X), outputs[2])
+            for delta, output in zip(deltas, outputs, strict=False):
+                with apla_mm.task(model, delta):
+                    assert torch.equal(model(X), output)
+        assert torch.equal(model(X), outputs[2])
+        switch.add("a", deltas[0], whole=model)  # its heads stay
+        assert torch.equal(model(X), outputs[3])
+        with switch("a"):
+            assert torch.equal(model(X), outputs[0])
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_inside(base, tasks, error):
     (delta, _), _, (output, _) = tasks
@@ -215,12 +248,73 @@ def test_the_base_is_compared_once_for_each_delta(base, tasks, monkeypatch):
                 pass
             with apla_mm.task(base, delta, check_base=False):
                 pass
-    assert len(calls) == 2
+    with pytest.raises(KeyError), apla_mm.task(base, deltas[0]):
+        raise KeyError
+    with torch.inference_mode(), apla_mm.task(base, deltas[1]):
+        pass
+    with apla_mm.task(base, deltas[0]):
+        assert len(calls) == 2
     other = copy.deepcopy(base)
     with apla_mm.task(other, deltas[0], check_base=False):
         assert len(calls) == 2
     apla_mm.task(other, deltas[0])
     assert len(calls) == 3
+
+
+def replace_module(model: nn.Module) -> nn.Module:
+    old, model.backbone.patch_embed = model.backbone.patch_embed, copy.deepcopy(model.backbone.patch_embed)
+    model.backbone.patch_embed.proj.weight.data += 1
+    return old
+
+
+def replace_data(model: nn.Module) -> None:
+    model.backbone.norm.bias.data = model.backbone.norm.bias.data + 1
+
+
+@torch.no_grad()
+def write_to_a_task_s_tensor(model: nn.Module) -> None:
+    model.get_submodule(PROJ).weight[31] += 1  # a channel that does not train in the task
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.load_state_dict(clone(Net())),
+        lambda model: model.load_state_dict(clone(Net()), assign=True),
+        lambda model: nn.init.zeros_(model.backbone.pos_embed),
+        replace_module,
+        replace_data,
+        write_to_a_task_s_tensor,
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_another_base_is_refused_later_too(base, tasks, monkeypatch, change, inside):
+    deltas, (state, _), _ = tasks
+    switch = apla_mm.TaskSwitch(base, {"a": deltas[0], "b": deltas[1]})
+    before = clone(base)
+    blocks = {"switch": lambda: switch("a"), "task": lambda: apla_mm.task(base, deltas[0])}
+    for block in blocks.values():
+        with block():
+            pass
+    if inside:
+        with contextlib.suppress(RuntimeError), switch("b"):
+            kept = change(base)
+    else:
+        kept = change(base)
+    now = clone(base)
+    for block in blocks.values():
+        with pytest.raises(BaseMismatchError, match="it was trained on another base.*of .* tensors .* differ"), block():
+            raise AssertionError
+    assert_same(base.state_dict(), now)
+    with apla_mm.task(base, deltas[0], check_base=False):
+        assert torch.equal(base.head.weight, state["head.weight"])
+    del kept
+    base.load_state_dict(before)
+    for _ in range(2):
+        for block in blocks.values():
+            with block():
+                assert_same(base.state_dict(), state)
+        monkeypatch.setattr("apla_mm.swap.fitted.base_digests", None)  # it was compared
 
 
 @pytest.mark.parametrize("kind", ["plain", "adapted"])
@@ -279,6 +373,20 @@ def test_tasks_do_not_add_up(base, tasks):
     unrelated = Net()
     with switch("a"), apla_mm.task(unrelated, extract_delta(trained_from(unrelated, 3))):
         assert_same(base.state_dict(), states[0])
+
+
+def test_adding_leaves_no_trace(base, tasks):
+    """In the rows that train, before any forward brings them up to date."""
+    deltas, _, _ = tasks
+    model = adapted(base)
+    train(model)
+    before = copy.deepcopy(model)
+    apla_mm.TaskSwitch(model, {"a": deltas[0]})
+    trained = {name: rows for name, rows in before.named_parameters() if ".trained." in name}
+    assert len(trained) == 4
+    for name, rows in trained.items():
+        assert torch.equal(model.get_parameter(name), rows), name
+    assert_same(model.state_dict(), before.state_dict())
 
 
 def test_steps_that_no_forward_has_seen_yet_survive(base, tasks):
@@ -352,6 +460,27 @@ def test_what_is_written_inside_is_lost_and_said(base, tasks, write):
     assert_same(base.state_dict(), before)
 
 
+def test_modules_that_are_replaced_inside_stay_and_it_is_said(base, tasks):
+    (delta, _), _, _ = tasks
+    before = clone(base)
+    old = base.head
+    for head in (nn.Linear(32, 5), nn.Linear(32, 7)):
+        base.head = old
+        new = clone(head)
+        with (
+            pytest.raises(RuntimeError, match="weights of task 'a' were written to or replaced inside"),
+            apla_mm.TaskSwitch(base, {"a": delta})("a"),
+        ):
+            base.head = head
+        assert_same(clone(head), new)
+        assert_same(clone(old), {name: before[f"head.{name}"] for name in new})
+        base.head = old
+        assert_same(base.state_dict(), before)
+    with pytest.raises(RuntimeError, match="written to or replaced inside"), apla_mm.task(base, delta):
+        base.norm.weight = nn.Parameter(torch.zeros(7))
+    assert_same(base.state_dict(), {**before, "norm.weight": torch.zeros(7)})
+
+
 def test_models_that_change_between_switches(base, tasks):
     (delta, _), (state, _), _ = tasks
     switch = apla_mm.TaskSwitch(base, {"a": delta})
@@ -368,7 +497,7 @@ def test_models_that_change_between_switches(base, tasks):
     for change in (lambda: apla_mm.adapt(base, r=3), lambda: apla_mm.merge(base)):
         change()
         with (
-            pytest.raises(DeltaError, match="task 'a': modules of the model were replaced.* add it again"),
+            pytest.raises(DeltaError, match="task 'a': .*proj.weight' in the model were replaced .* add it again"),
             switch("a"),
         ):
             raise AssertionError
@@ -382,9 +511,11 @@ def test_models_that_change_between_switches(base, tasks):
     with pytest.raises(RuntimeError, match="written to or replaced inside"), switch("a"):
         base.half()
     assert_same(base.state_dict(), {n: t.half() if t.is_floating_point() else t for n, t in before.items()})
-    with pytest.raises(DeltaError, match="task 'a': 'backbone.blocks.0.attn.proj.weight' of the model is gone, or"):  # noqa: SIM117
+    with pytest.raises(DeltaError, match="task 'a': .*proj.weight'.* have another dtype: add it again"):  # noqa: SIM117
         with switch("a"):
             raise AssertionError
+    with pytest.raises(DeltaError, match="proj.weight .is torch.float16, not torch.float32"):
+        apla_mm.task(base, delta)
 
 
 def test_one_tensor_in_two_places(base):
@@ -400,6 +531,63 @@ def test_one_tensor_in_two_places(base):
         with apla_mm.task(model, delta):
             assert_same(model.state_dict(), trained.state_dict())
         assert_same(model.state_dict(), before)
+
+
+def test_files(base, tasks, tmp_path):
+    deltas, states, _ = tasks
+    file = tmp_path / "delta.safetensors"
+    for delta, state in zip(deltas, states, strict=True):
+        save_delta(delta, file)
+        for path in (file, str(file)):
+            with apla_mm.task(base, path):
+                assert_same(base.state_dict(), state)
+    switches = [
+        apla_mm.TaskSwitch(base, {"a": file}),
+        apla_mm.TaskSwitch(base.backbone, {"a": file}, prefix="backbone."),
+    ]
+    sizes = [switch.nbytes for switch in switches]
+    assert sizes[0] == deltas[1].nbytes
+    assert sizes[0] - sizes[1] == sum(t.nbytes for n, t in deltas[1].tensors.items() if "backbone" not in n)
+    with pytest.raises(DeltaError, match="delta '.*none.safetensors': it cannot be opened: No such file"):
+        apla_mm.task(base, tmp_path / "none.safetensors")
+
+
+def test_a_file_is_read_and_checked_once(base, tasks, tmp_path, monkeypatch):
+    save_delta(tasks[0][0], tmp_path / "delta.safetensors")
+    apla_mm.task(base, tmp_path / "delta.safetensors")
+    for name in ("switch.load_delta", "switch.fit"):
+        monkeypatch.setattr(f"apla_mm.swap.{name}", None)
+    monkeypatch.chdir(tmp_path)
+    with apla_mm.task(base, "delta.safetensors"):
+        pass
+
+
+def test_what_is_not_finite(base, tasks, tmp_path):
+    (delta, _), _, _ = tasks
+    tensors = {**delta.tensors, "head.bias": torch.full_like(delta.tensors["head.bias"], torch.nan)}
+    diverged = replace(delta, tensors=tensors)
+    save_delta(diverged, file := tmp_path / "delta.safetensors", allow_nonfinite=True)
+    switch = apla_mm.TaskSwitch(base)
+    for one in (diverged, file):
+        for put in (apla_mm.task, lambda base, one, **options: switch.add("a", one, **options)):
+            with pytest.raises(DeltaError, match="there is NaN or infinity in 'head.bias'"):
+                put(base, one)
+            put(base, one, allow_nonfinite=True)
+        with apla_mm.task(base, one, allow_nonfinite=True):
+            assert base.head.bias.isnan().all()
+
+
+def test_models_in_data_parallel(base, tasks):
+    (delta, _), (state, _), _ = tasks
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = [nn.DataParallel(base), nn.parallel.DistributedDataParallel(base)]
+        for model in (*wrapped, torch.compile(wrapped[1], backend="aot_eager")):
+            for block in (apla_mm.task(model, delta), apla_mm.TaskSwitch(model, {"a": delta})("a")):
+                with block:
+                    assert_same(base.state_dict(), state)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_models_are_not_kept_alive(base, tasks):
@@ -468,6 +656,47 @@ def test_threads_take_turns(base, tasks, kind):
     assert_same(model.state_dict(), before)
 
 
+def test_a_block_may_be_left_in_another_thread(base, tasks):
+    """As by a server that hands a request's context from worker to worker."""
+    deltas, states, _ = tasks
+    before = clone(base)
+    switch = apla_mm.TaskSwitch(base, {"a": deltas[0], "b": deltas[1]})
+
+    def there_and_back() -> None:
+        with switch("b"):
+            assert_same(base.state_dict(), states[1])
+
+    block = switch("a")
+    block.__enter__()
+    waiting = threading.Thread(target=there_and_back, daemon=True)
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    assert_same(base.state_dict(), states[0])
+    hammer([lambda: block.__exit__(None, None, None)], rounds=1)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert_same(base.state_dict(), before)
+    there_and_back()
+
+
+def test_guards_are_taken_in_one_order():
+    """Or threads that come from other sides would wait for each other."""
+    models = [nn.Linear(1, 1) for _ in range(8)]
+    for model in models:
+        guards_of(model)
+    one, other = nn.Sequential(*models), nn.Sequential(*reversed(models))
+    numbers = [guard.number for guard in guards_of(one)]
+    assert len(numbers) == 8 and numbers == sorted(numbers)
+    assert guards_of(other) == guards_of(one)
+
+    def enter(model: nn.Module) -> None:
+        with apla_mm.TaskSwitch(model)(None):
+            pass
+
+    hammer([lambda: enter(one), lambda: enter(other)], rounds=200)
+
+
 def extract_or(delta: Delta) -> Delta:
     """The delta as a new one, which is checked anew."""
     return Delta(delta.channels, delta.rows, delta.tensors, delta.header)
@@ -512,6 +741,27 @@ def test_two_models_on_one_backbone(base, two_models, tmp_path, how):
         serve(i)()
     hammer([serve(0), serve(1), serve(0)], rounds=60)
     assert_same(base.backbone.state_dict(), before)
+
+
+def test_one_model_takes_one_task_s_heads(base, tasks):
+    deltas, _, outputs = tasks
+    switch = apla_mm.TaskSwitch(base.backbone, prefix="backbone.")
+    switch.add("a", deltas[0], whole=base)
+    before = clone(base)
+    for whole in (base, torch.compile(base, backend="aot_eager")):
+        with pytest.raises(ValueError, match="task 'b': 'head.bias', 'head.weight', .* are those of task 'a' already"):
+            switch.add("b", deltas[1], whole=whole)
+    assert_same(base.state_dict(), before)
+    assert switch.names == ["a"]
+    switch.add("b", deltas[1])  # its backbone alone
+    other = Net(base.backbone).eval()
+    switch.add("b", deltas[1], whole=other)
+    for name, model, output in (("a", base, outputs[0]), ("b", other, outputs[1])):
+        with switch(name), torch.no_grad():
+            assert torch.equal(model(X), output)
+    switch.add("a", deltas[1], whole=base)  # another of that name
+    with switch("a"), torch.no_grad():
+        assert torch.equal(base(X), outputs[1])
 
 
 def test_heads_are_not_put_in_where_the_base_is_another(base, two_models):

@@ -1,7 +1,7 @@
 """Deltas into models and state dicts."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -54,7 +54,7 @@ def apply_delta(
 
 
 def _apply_to_state(state: MutableMapping[str, Tensor], delta: Delta, prefix: str, check_base: bool) -> None:
-    tensors = _below(prefix, state)
+    tensors = below(prefix, state)
     if other := [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]:
         raise DeltaError(f"{listed(other)} in the state dict are no tensors; of a checkpoint, give its 'state_dict'")
     _check_fits(tensors, delta, delta.rows.keys())
@@ -65,10 +65,10 @@ def _apply_to_state(state: MutableMapping[str, Tensor], delta: Delta, prefix: st
 
 
 def _apply_to_model(model: nn.Module, delta: Delta, prefix: str, check_base: bool) -> None:
-    tensors = _below(prefix, _named_tensors(model))
+    tensors = below(prefix, named_tensors(model))
     _check_fits(tensors, delta, {*delta.rows, *delta.tensors})
     modules = {f"{name}.": module for name, module in model.named_modules(remove_duplicate=False)}
-    layers = [layer for layer in _below(prefix, modules).values() if isinstance(layer, PartialLinear)]
+    layers = [layer for layer in below(prefix, modules).values() if isinstance(layer, PartialLinear)]
     try:
         for layer in layers:
             layer.sync()
@@ -88,25 +88,34 @@ def _write(tensors: Mapping[str, Tensor], delta: Delta, layers: list[PartialLine
         writes.append((full, chosen, value.to(full.device)))
     before = [(full, chosen, full.clone() if chosen is None else full[chosen]) for full, chosen, _ in writes]
     try:
-        _put(writes, layers)
+        put(writes, layers)
     except BaseException as error:  # Ctrl-C too
-        _put(before, layers)
+        put(before, layers)
         if isinstance(error, RuntimeError):
             raise DeltaError(f"it could not be written, and nothing was: {error}") from error
         raise
 
 
-def _put(writes: list[tuple[Tensor, Tensor | None, Tensor]], layers: list[PartialLinear]) -> None:
-    for full, chosen, value in writes:
-        if chosen is None:
-            full.copy_(value)
-        else:
-            full.index_copy_(0, chosen, value)
-    for layer in layers:
-        layer.trained.adopt(layer.weight, layer.bias)
+def put(writes: Sequence[tuple[Tensor, Tensor | None, Tensor]], layers: Iterable[PartialLinear]) -> None:
+    """Write to tensors, and let what trains in adapted layers follow.
+
+    Args:
+        writes: A tensor, some of its rows or None for all, and their values.
+        layers: The adapted layers that hold some of the tensors.
+    """
+    try:
+        for full, chosen, value in writes:
+            if chosen is None:
+                full.copy_(value)
+            else:
+                full.index_copy_(0, chosen, value)
+        for layer in layers:
+            layer.trained.adopt(layer.weight, layer.bias)
+    finally:
+        torch.clear_autocast_cache()  # of casts of what was there
 
 
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's own tensors by the names of its state dict."""
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -118,7 +127,8 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _below(prefix: str, names: Mapping[str, _T]) -> dict[str, _T]:
+def below(prefix: str, names: Mapping[str, _T]) -> dict[str, _T]:
+    """The entries whose names begin so, without that beginning."""
     return {name[len(prefix) :]: value for name, value in names.items() if name.startswith(prefix)}
 
 

@@ -60,6 +60,19 @@ def test_a_fresh_base_becomes_the_trained_model(make_pair, assert_same, tmp_path
         assert torch.equal(model.eval()(x), plain_trained(x))
 
 
+def test_inside_autocast(make_pair):
+    base, trained = make_pair()
+    delta = extract_delta(trained)
+    x = torch.randn(2, 3, 32, 32)
+    base.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        before = base(x)  # which keeps casts of the weights
+        apply_delta(base, delta)
+        after = base(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(after, base(x)) and not torch.equal(after, before)
+
+
 def test_the_delta_holds_what_trained_and_no_more(make_pair):
     base, trained = make_pair()
     delta = extract_delta(trained, r=3, seed=0)

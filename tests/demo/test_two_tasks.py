@@ -21,7 +21,7 @@ def run(*arguments: object) -> str:
 @pytest.mark.slow  # 20 s
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the process's memory there")
 def test_both_tasks_are_those_of_models_of_their_own(tmp_path: Path) -> None:
-    first = run("--r", "16", "--save", tmp_path)
+    first = run("--r", "full", "--save", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["detection.safetensors", "segmentation.safetensors"]
     again = run("--seg", tmp_path / "segmentation.safetensors", "--det", tmp_path / "detection.safetensors")
     for text in (first, again):
@@ -30,6 +30,7 @@ def test_both_tasks_are_those_of_models_of_their_own(tmp_path: Path) -> None:
         two, one = (
             int(re.search(rf"\| {what} +\| +(\d+)", text)[1]) for what in ("two models", "two tasks on one backbone")
         )
-        assert 19 <= two - one <= 23  # the 5.5 million float32 of one ViT-Ti
+        # the 5.5 million float32 of one ViT-Ti, less the deltas' 12 projections of 193 x 192 for two tasks
+        assert 16 <= two - one <= 19
         assert len(re.findall(r"^\| (?:8|64|full) ", text, re.M)) == 3
     assert first.splitlines()[:2] == again.splitlines()[:2]
