@@ -1,5 +1,6 @@
 import copy
 
+import huggingface_hub.constants
 import pytest
 import timm
 import torch
@@ -294,7 +295,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
 
 
 def test_timms_hub_out_of_reach_is_an_error(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # its environment variable is read once
     backbone = APLAViT("vit_tiny_patch16_224.augreg_in21k", pretrained=True)
     with pytest.raises(RuntimeError, match="'vit_tiny_patch16_224.augreg_in21k' could not be had.*pretrained=False"):
         backbone.init_weights()
