@@ -16,8 +16,8 @@ from ..checkpoint.errors import listed
 BASE_KEY = "apla_mm_base"  #: of the base file's name in a checkpoint's ``meta``
 _META, _VERSIONS = "meta", "module_versions"  # keys in ``header.extra``
 _LONGEST_META = 2**20  # characters; longer ones take Python's parser seconds
-# the header's own, which mmengine would run as Python; of resuming; of the moment, so that equal deltas are equal files
-_LEFT_OUT = ("cfg", "config", "apla_mm", BASE_KEY, "time")
+# the header's own, which mmengine would run as Python; of resuming
+_LEFT_OUT = ("cfg", "config", "apla_mm", BASE_KEY)
 
 
 def extra_of(meta: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
