@@ -27,16 +27,15 @@ format: setup  ## Sort imports, fix what ruff can fix, and format
 	$(VENV_PYTHON) -m ruff check --fix
 	$(VENV_PYTHON) -m ruff format
 
-# Two workers with one thread each: torch's own threads would compete for the same cores. Tests of one xdist_group, which
-# share what takes long to set up, go to the same worker.
+# Two workers with one thread each: torch's own threads would compete for the same cores.
 test: lint $(PEFT)/installed  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 	PYTHONPATH=$(PEFT) $(VENV_PYTHON) -c 'import apla_mm, peft'
 	PYTHONPATH=$(PEFT) $(VENV_PYTHON) -m pytest -q tests/measure/test_tuning_methods.py -k LoRA
 
 test-upstream:  ## Run the tests beside the original OpenMMLab packages, in .venv-upstream
 	@tools/setup_env.sh upstream
-	OMP_NUM_THREADS=1 $(UPSTREAM_PYTHON) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(UPSTREAM_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 
 bench: setup $(PEFT)/installed  ## Measure a training step of ViT-B by every method (BENCH_ARGS="--device cuda" adds options)
 	PYTHONPATH=$(PEFT) $(VENV_PYTHON) tools/analysis_tools/benchmark.py vit_base_patch16_224 \

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import re
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails
 
 from .data_check import DataError, UnreadableError, read_picture
 from .seeding import seed_all
@@ -24,7 +26,7 @@ def deaths_of_workers_told(*signs: type[Exception]) -> Iterator[None]:
     """Say what helps where a data loader's worker has died, which torch raises wherever the process is at that moment.
 
     Args:
-        *signs: Errors that mean the same here.
+        *signs: Errors that may come before it here, while torch takes from the worker.
 
     Raises:
         RuntimeError: A worker died.
@@ -32,12 +34,26 @@ def deaths_of_workers_told(*signs: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, signs) and not re.match("DataLoader worker .* (killed|exited)", str(error)):
+        told = str(error) if re.match("DataLoader worker .* (killed|exited)", str(error)) else ""
+        told = told or (_death_within(seconds=2) if isinstance(error, signs) else "")
+        if not told:
             raise
         raise RuntimeError(
-            f"a worker of a data loader died: {error}; if the system ended it for want of memory, which its log would "
-            "say, a smaller num_workers or prefetch_factor helps"
+            f"a worker of a data loader died: {told.strip()}; if the system ended it for want of memory, which its log "
+            "would say, a smaller num_workers or prefetch_factor helps"
         ) from error
+
+
+def _death_within(seconds: float) -> str:
+    """What torch says of a worker's death, which it says once: not in the midst of another error any more."""
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            _error_if_any_worker_fails()
+            time.sleep(0.01)
+    except RuntimeError as death:
+        return str(death)
+    return ""
 
 
 class TrainingBatches:
@@ -80,7 +96,7 @@ class TrainingBatches:
         return self
 
     def __next__(self) -> Any:
-        with deaths_of_workers_told(ConnectionError, EOFError):  # while a batch is taken from one that dies
+        with deaths_of_workers_told(ConnectionError, EOFError):
             return next(self._batches)
 
     @property

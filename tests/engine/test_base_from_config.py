@@ -21,8 +21,6 @@ from apla_mm.checkpoint import BaseMismatchError
 from apla_mm.engine.base_from_config import initial_state, make_base
 from apla_mm.engine.checkpoint_reader import load_from_local
 
-pytestmark = pytest.mark.xdist_group("base_from_config")
-
 TOOL = Path(__file__).parents[2] / "tools/model_converters/make_base.py"
 DELTA = "iter_1.delta.safetensors"
 

@@ -27,8 +27,6 @@ from apla_mm.engine.launching import join_processes, prepare_launch
 from apla_mm.engine.sharding import check_strategy
 from apla_mm.models import APLAViT
 
-pytestmark = pytest.mark.xdist_group("fsdp_runner")
-
 STRATEGY = Path(__file__).parents[2] / "configs/_base_/strategies/fsdp.py"
 NOT_ADAPTED_HERE = [dict(type="APLAHook", r=8)]
 

@@ -34,7 +34,7 @@ from apla_mm.engine.launching import join_processes, prepare_launch
 from apla_mm.measure import CountedBuckets
 from apla_mm.measure.fingerprint import channels_of
 
-pytestmark = [pytest.mark.xdist_group("many_processes"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 BATCH, ITERATIONS = 4, 10
 ALONE = 2  # the third process, beside ranks 0 and 1
 VIT = dict(img_size=32, patch_size=8, embed_dims=32, num_layers=2, num_heads=2, out_indices=(1,))

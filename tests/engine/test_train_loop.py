@@ -25,8 +25,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from apla_mm.engine.checkpoint_reader import load_from_local
 from apla_mm.engine.data_check import DataError
 
-pytestmark = pytest.mark.xdist_group("train_loop")
-
 ITERATIONS = 6
 
 

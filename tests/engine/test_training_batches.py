@@ -1,5 +1,7 @@
 import multiprocessing
 import random
+import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 from apla_mm.engine import training_batches
 from apla_mm.engine.data_check import DataError
-from apla_mm.engine.training_batches import TrainingBatches
+from apla_mm.engine.training_batches import TrainingBatches, deaths_of_workers_told
 
 Sample = tuple[int, float, float, float]
 
@@ -189,3 +191,16 @@ def test_error_of_collation_is_not_told_as_a_death(scenes: Any) -> None:
     loader = DataLoader(scenes, num_workers=1, collate_fn=collate)
     with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker(.|\n)*stack expects equal sizes"):
         next(TrainingBatches(loader, sampler, 0, 0, skip_unreadable=False))
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_death_that_is_noticed_after_another_error_is_told_and_raised_once(scenes: Any, dies: bool) -> None:
+    iterator = iter(DataLoader(scenes, num_workers=1, collate_fn=list))
+    (worker,) = iterator._workers
+    with pytest.raises(Exception) as raised, deaths_of_workers_told(ConnectionError):
+        if dies:
+            threading.Timer(0.2, worker.kill).start()
+        raise ConnectionResetError
+    told = "a worker of a data loader died: DataLoader worker .* is killed by signal: Killed"
+    assert re.match(told, str(raised.value)) if dies else type(raised.value) is ConnectionResetError
+    worker.join(0.5)  # in which nothing is raised

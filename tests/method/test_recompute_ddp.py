@@ -12,8 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 from apla_mm.method import adapt, merge
 from apla_mm.method.recompute import MODES
 
-pytestmark = pytest.mark.xdist_group("recompute_ddp")
-
 CASES = [(mode, static_graph) for mode in MODES for static_graph in (False, True)]
 CHANNELS = {"blocks.0.attn.proj": [1, 7, 30], "blocks.1.attn.proj": [0, 4, 5]}
 

@@ -26,8 +26,6 @@ from apla_mm.checkpoint import DeltaError
 from apla_mm.engine.checkpoint_reader import load_from_local
 from apla_mm.engine.shared_options import apply_shared_options
 
-pytestmark = pytest.mark.xdist_group("delta_tools")
-
 DELTA, SLIM = "iter_2.delta.safetensors", "iter_2.pth"
 CONFIGS = {
     "APLAViT": "seg/apla_vitb_custom.py",

@@ -16,7 +16,7 @@ from small_run import CONFIG, OPTIONS, ROOT, miou, saved_iteration, write_data_s
 from apla_mm.engine.checkpoint_reader import load_from_local
 
 # on a busy machine: a dozen processes start, each of which imports OpenMMLab
-pytestmark = [pytest.mark.xdist_group("slurm"), pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,6 @@ from small_run import CONFIG, OPTIONS, ROOT, TEST, TRAIN, VIT, write_data_set
 
 from apla_mm.engine.checkpoint_reader import load_from_local
 
-pytestmark = pytest.mark.xdist_group("train_and_test")
-
 STOCK_TRAIN, STOCK_TEST = (Path(mmseg.__file__).parent / f".mim/tools/{name}.py" for name in ("train", "test"))
 
 

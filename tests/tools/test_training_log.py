@@ -11,8 +11,6 @@ import pytest
 from small_run import CONFIG, OPTIONS, TRAIN, write_data_set
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-pytestmark = pytest.mark.xdist_group("training_log")
-
 LRS = {"lr", "base_lr", "backbone.lr", "decode_head+auxiliary_head.lr"}
 
 
