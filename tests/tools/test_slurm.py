@@ -121,8 +121,10 @@ def test_job_at_its_time_limit_saves_is_requeued_and_goes_on(
         time.sleep(0.2)
     assert "Restarts=1" in state() and "ExitCode=0:0" in state()
 
+    time.sleep(8)  # as long as its last processes are being ended, nodes refuse the job
+
     def start_now() -> str:
-        """Slurm lets requeued jobs wait for two minutes, counted anew once all processes are gone."""
+        """Slurm lets requeued jobs wait for two minutes, for that reason."""
         if "JobState=PENDING" in state():
             with contextlib.suppress(AssertionError):  # it has just started
                 call("scontrol", "update", f"JobId={job}", "StartTime=now")
