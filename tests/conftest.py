@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 import apla_mm  # noqa: F401  before anything that imports torchvision
 
@@ -14,6 +15,20 @@ import apla_mm  # noqa: F401  before anything that imports torchvision
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def assert_same() -> Callable[[Any, Any], None]:
+    """Fails unless two state dicts are equal to the bit."""
+
+    def check(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+        assert a.keys() == b.keys()
+        for name in a:
+            x, y = a[name].cpu().contiguous(), b[name].cpu().contiguous()
+            assert (x.dtype, x.shape) == (y.dtype, y.shape), name
+            assert torch.equal(x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8)), name
+
+    return check
 
 
 def _draw_scene(scene: int) -> tuple[Image.Image, list[dict[str, Any]]]:

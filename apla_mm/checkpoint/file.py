@@ -73,7 +73,7 @@ def _to_bytes(delta: Delta, allow_nonfinite: bool) -> bytes:
     try:
         # as it will be read: tuples as lists, keys as strings
         header = json.loads(json.dumps(header))
-        text = json.dumps({**header, "sha256": _content_digest(header, tensors)}, sort_keys=True)
+        text = json.dumps({**header, "sha256": content_digest(header, tensors)}, sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
         raise DeltaError(f"its header cannot be written as JSON: {printable(error)}") from error
     data: bytes = safetensors.torch.save(tensors, {KEY: text})
@@ -155,12 +155,12 @@ def _from_bytes(data: bytes, metadata: Mapping[str, Any], source: str, allow_non
         groups[group][name] = tensor
     delta = Delta(**groups, header=header, source=source)
     delta.check(allow_nonfinite=allow_nonfinite)
-    _check_content(sha256, _content_digest({**values, "fingerprint": fingerprint}, tensors))
+    _check_content(sha256, content_digest({**values, "fingerprint": fingerprint}, tensors))
     return delta
 
 
-def _content_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of all that a file holds."""
+def content_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a delta's header and of its tensors by name."""
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     return hashlib.sha256(json.dumps([header, digests], sort_keys=True).encode()).hexdigest()
 

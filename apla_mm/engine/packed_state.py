@@ -1,6 +1,5 @@
 """State dicts without what was frozen, in checkpoints that are resumed."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ..checkpoint import Delta, DeltaError, Header, base_digests
 from ..checkpoint.errors import listed, printable
-from ..measure.fingerprint import tensor_digest
+from ..checkpoint.file import content_digest
 
 EMA, EMA_PREFIX, EMA_OTHERS = "ema_state_dict", "module.", "ema_others"  #: mmengine's; its entries that are no weights
 _GROUPS = ("channels", "rows", "tensors")
@@ -67,12 +66,6 @@ def pack(delta: Delta) -> dict[Any, Any]:
     return {None: json.dumps(dict(header=header, sha256=content_digest(header, tensors))), **tensors}
 
 
-def content_digest(header: Mapping[str, Any], tensors: Mapping[Any, Tensor]) -> str:
-    """SHA-256 of a delta's header and of tensors by name; the key None is left out."""
-    digests = {key: tensor_digest(tensor) for key, tensor in tensors.items() if key is not None}
-    return hashlib.sha256(json.dumps([header, digests], sort_keys=True).encode()).hexdigest()
-
-
 def is_packed(state: Any) -> bool:
     """Whether something in a state dict's place was made by :func:`pack`."""
     return isinstance(state, Mapping) and None in state
@@ -94,14 +87,13 @@ def unpack(packed: Mapping[Any, Any], source: str) -> Delta:
         if not (isinstance(about, dict) and isinstance(about.get("header"), dict)):
             raise DeltaError("its header is not a JSON object: it is damaged")
         header = Header.from_json(about["header"])
-        for key, tensor in packed.items():
-            if key is None:
-                continue
+        tensors = {key: tensor for key, tensor in packed.items() if key is not None}
+        for key, tensor in tensors.items():
             group, _, name = str(key).partition("/")
             if group not in groups or not isinstance(tensor, Tensor):
                 raise DeltaError(f"{listed([str(key)])} is neither of channels, rows nor tensors: it is damaged")
             groups[group][name] = tensor
-        if content_digest(about["header"], packed) != about.get("sha256"):
+        if content_digest(about["header"], tensors) != about.get("sha256"):
             raise DeltaError("its SHA-256 is not the one it names: it is damaged")
         delta = Delta(**groups, header=header, source=source)
         delta.check(allow_nonfinite=True)

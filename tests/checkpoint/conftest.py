@@ -54,17 +54,3 @@ def make_pair() -> Callable[..., tuple[nn.Module, nn.Module]]:
         return base, trained
 
     return make
-
-
-@pytest.fixture
-def assert_same() -> Callable[[Any, Any], None]:
-    """Fails unless two state dicts are equal to the bit."""
-
-    def check(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-        assert a.keys() == b.keys()
-        for name in a:
-            x, y = a[name].cpu().contiguous(), b[name].cpu().contiguous()
-            assert (x.dtype, x.shape) == (y.dtype, y.shape), name
-            assert torch.equal(x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8)), name
-
-    return check

@@ -150,17 +150,3 @@ def start_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=200)
 
     return start
-
-
-@pytest.fixture
-def assert_same() -> Callable[[Any, Any], None]:
-    """Fails unless two state dicts are equal to the bit."""
-
-    def check(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-        assert a.keys() == b.keys()
-        for name in a:
-            x, y = a[name].cpu().contiguous(), b[name].cpu().contiguous()
-            assert (x.dtype, x.shape) == (y.dtype, y.shape), name
-            assert torch.equal(x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8)), name
-
-    return check

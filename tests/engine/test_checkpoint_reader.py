@@ -23,8 +23,8 @@ from torch import nn
 
 from apla_mm.checkpoint import DeltaError, load_delta, save_delta
 from apla_mm.checkpoint.base_file import save_base
-from apla_mm.engine.checkpoint_reader import load_from_local
-from apla_mm.engine.packed_state import content_digest
+from apla_mm.checkpoint.file import content_digest
+from apla_mm.engine.checkpoint_reader import load_from_local, read_pickle
 
 
 def assert_same(a: Any, b: Any, path: str = "checkpoint") -> None:
@@ -343,7 +343,7 @@ def forge(state: dict, key: str, tensor: torch.Tensor) -> None:
     """Puts a tensor in, with the right digest."""
     about = json.loads(state[None])
     state[key] = tensor
-    about["sha256"] = content_digest(about["header"], state)
+    about["sha256"] = content_digest(about["header"], {key: tensor for key, tensor in state.items() if key is not None})
     state[None] = json.dumps(about)
 
 
@@ -402,12 +402,17 @@ def test_other_base_is_refused(saved: Path, name: str, refuses: Callable[[Path, 
 
 
 def rewrite_header(path: Path, old: str, new: str) -> None:
-    checkpoint = torch.load(path, weights_only=False)  # this test wrote it
+    checkpoint = read_pickle(path, "cpu")
     state = checkpoint["state_dict"]
     assert old in state[None]
     state[None] = state[None].replace(old, new)
     about = json.loads(state[None])
-    state[None] = json.dumps(about | dict(sha256=content_digest(about["header"], state)))
+    state[None] = json.dumps(
+        about
+        | dict(
+            sha256=content_digest(about["header"], {key: tensor for key, tensor in state.items() if key is not None})
+        )
+    )
     torch.save(checkpoint, path)
 
 
@@ -449,7 +454,7 @@ def test_truncated_delta_is_an_error_that_names_it(
 def test_damaged_checkpoint_without_what_is_frozen_is_refused(
     saved: Path, change: Callable[[dict], Any], message: str, refuses: Callable[[Path, str], None]
 ) -> None:
-    checkpoint = torch.load(saved / SLIM, weights_only=False)  # this test wrote it
+    checkpoint = read_pickle(saved / SLIM, "cpu")
     change(checkpoint["state_dict"])
     torch.save(checkpoint, saved / SLIM)
     refuses(saved / SLIM, message)
