@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from .multihead_attention import ProjectedMultiheadAttention
 from .partial_linear import PartialLinear
@@ -37,12 +38,14 @@ class Report:
         projections: The adapted projections, in the model's order.
         trained: Parameters that train, in the projections and elsewhere.
         total: Parameters of the plain model.
+        replaced: Names of the attentions that a fused one now computes for, since theirs keeps N x N matrices.
     """
 
     arguments: dict[str, Any] = field(compare=False)
     projections: tuple[AdaptedProjection, ...]
     trained: int
     total: int
+    replaced: tuple[str, ...] = ()
 
     def save_channels(self, path: str | Path) -> None:
         """Write the channels as JSON, to be read again as ``adapt(model, channels=path)``."""
@@ -54,7 +57,8 @@ class Report:
         channels = "no" if not r else str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}"
         where = f"in each of {len(self.projections)} projections" if r else "in any projection"
         share = f"{self.trained:,} of {self.total:,} parameters train ({self.trained / self.total:.2%})"
-        return f"APLA: {channels} channels train {where}; {share}"
+        fused = f"; {len(self.replaced)} attentions replaced by fused ones" if self.replaced else ""
+        return f"APLA: {channels} channels train {where}; {share}{fused}"
 
 
 def adapt(
@@ -103,10 +107,13 @@ def adapt(
     adapted_before = [name for name, module in model.named_modules() if isinstance(module, PartialLinear)]
     if adapted_before:
         _check_adapted_alike(projections, plan, adapted_before)
-    further = _match(trainable, (name for name, _ in model.named_parameters()))
-    set_recompute(model, recompute)
-
+    further = _match(trainable, model)
+    for projection in projections:
+        _check_can_train(projection)
     replacements = {p.attention: stand_in for p in attentions if (stand_in := _attention_stand_in(p)) is not None}
+    replaced = tuple(name for name, module in model.named_modules() if module in replacements)
+    set_recompute(model, recompute)  # the last that may refuse; from here on the model changes
+
     model.requires_grad_(False)
     for projection, chosen in zip(projections, plan, strict=True):
         linear = projection.linear
@@ -127,7 +134,7 @@ def adapt(
         for p, chosen in zip(projections, plan, strict=True)
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Report(arguments, tuple(done), trained, count_parameters(model))
+    return Report(arguments, tuple(done), trained, count_parameters(model), replaced)
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -212,13 +219,32 @@ def _check_adapted_alike(projections: list[Projection], plan: list[list[int]], a
         raise ValueError(f"{sorted(left_over)} were adapted before and are not now: call apla_mm.merge(model) first")
 
 
-def _match(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
-    """Names that any of the patterns matches; a pattern that matches none is an error."""
+def _check_can_train(projection: Projection) -> None:
+    weight = projection.linear.weight
+    problem = ""
+    if isinstance(weight, UninitializedParameter):
+        problem = "is a lazy layer without values: run the model once"
+    elif hasattr(weight, "full_tensor"):
+        problem = "is a shard of FSDP2, into which nothing could be merged: adapt the model before it is sharded"
+    elif not weight.is_floating_point():
+        problem = f"holds {weight.dtype}, for which there are no gradients: adapt the model before it is quantized"
+    if problem:
+        raise ValueError(f"projection '{projection.name}' {problem}")
+
+
+def _match(patterns: Sequence[str], model: nn.Module) -> list[str]:
+    """Names of parameters that any of the patterns matches; a pattern that matches none is an error."""
     if isinstance(patterns, str):
         raise ValueError(f"trainable={patterns!r} must be a list of patterns")
-    names = list(names)
+    parameters = dict(model.named_parameters())
+    names = list(parameters)
     matched = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in patterns}
     for pattern, hits in matched.items():
         if not hits:
             raise ValueError(f"trainable pattern '{pattern}' matches no parameter; names look like {names[:3]}")
+        if whole := [name for name in hits if not parameters[name].is_floating_point()]:
+            raise ValueError(
+                f"trainable pattern '{pattern}' matches '{whole[0]}', of {parameters[whole[0]].dtype}, for which there "
+                "are no gradients"
+            )
     return [name for hits in matched.values() for name in hits]

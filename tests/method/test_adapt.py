@@ -382,3 +382,69 @@ def test_no_blocks_leave_only_what_is_named_to_train(make_vit):
     assert report.projections == () and not any(isinstance(m, PartialLinear) for m in model.modules())
     assert report.trained == sum(p.numel() for p in model.head.parameters())
     assert str(report).startswith("APLA: no channels train in any projection; ")
+
+
+# 9. a refusal leaves everything as it was
+
+
+class Block(nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(8), attention
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        y = self.norm(x)
+        x = x + self.attn(y, y, y)[0]
+        return x + self.mlp(x)
+
+
+def blocks_with(last):
+    return nn.Sequential(Block(nn.MultiheadAttention(8, 2)), Block(last))
+
+
+def lazy():
+    attention = nn.MultiheadAttention(8, 2)
+    attention.out_proj = nn.LazyLinear(8)
+    return attention
+
+
+def quantized():
+    attention = nn.MultiheadAttention(8, 2)
+    weight = attention.out_proj.weight.to(torch.int8)
+    attention.out_proj.weight = nn.Parameter(weight, requires_grad=False)
+    return attention
+
+
+REFUSED = {
+    "add_bias_kv": (lambda: nn.MultiheadAttention(8, 2, add_bias_kv=True), {}, "add_bias_kv"),
+    "add_zero_attn": (lambda: nn.MultiheadAttention(8, 2, add_zero_attn=True), {}, "add_zero_attn"),
+    "lazy": (lazy, {}, "'1.attn.out_proj' is a lazy layer"),
+    "quantized": (quantized, {}, "'1.attn.out_proj' holds torch.int8"),
+    "pattern": (lambda: nn.MultiheadAttention(8, 2), dict(trainable=["head.*"]), "matches no parameter"),
+    "mode": (lambda: nn.MultiheadAttention(8, 2), dict(recompute="all"), "recompute='all'"),
+}
+
+
+@pytest.mark.parametrize("recompute", ["mlp", "block"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusal_leaves_the_model_as_it_was(case, recompute):
+    last, arguments, message = REFUSED[case]
+    model = blocks_with(last())
+    before = [(name, module, type(module), dict(vars(module))) for name, module in model.named_modules()]
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with pytest.raises(ValueError, match=message):
+        adapt(model, **{"r": 3, "recompute": recompute, **arguments})
+    after = [(name, module, type(module), dict(vars(module))) for name, module in model.named_modules()]
+    assert [entry[:3] for entry in after] == [entry[:3] for entry in before]
+    assert [entry[3].keys() for entry in after] == [entry[3].keys() for entry in before]
+    assert all(p is q and p.requires_grad == trained for (p, trained), q in zip(trains, model.parameters(), strict=True))
+
+
+def test_report_says_which_attentions_were_replaced(make_vit):
+    model = blocks_with(nn.MultiheadAttention(8, 2))
+    report = adapt(model, r=3)
+    assert report.replaced == ("0.attn", "1.attn")
+    assert str(report).endswith("; 2 attentions replaced by fused ones")
+    assert adapt(model, r=3).replaced == ()  # they are already
+    assert adapt(make_vit(), r=3).replaced == ()  # timm's is fused
