@@ -13,6 +13,6 @@ if find_spec("mmengine") is not None:
 
 __all__ = ["PartialLinear", "Report", "adapt", "merge", "register_attention"]
 if find_spec("safetensors") is not None:
-    from .swap import TaskSwitch, task
+    from .tasks import TaskSwitch, task
 
     __all__ += ["TaskSwitch", "task"]

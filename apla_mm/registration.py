@@ -3,21 +3,21 @@
 from mmengine.registry import HOOKS, LOOPS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from timm.layers import LayerNorm2d
 
-from .engine import checkpoint_reader, file_backend, launching, sharding  # noqa: F401  they register themselves
-from .engine.hooks import (
-    APLAHook,
-    AtomicCheckpointHook,
-    DataCheckHook,
-    FiniteLossHook,
-    ResumeCheckHook,
-    SavedBuffersHook,
-    StopSignalHook,
-    TrainingLogHook,
-)
-from .engine.optim_wrapper import BFloat16OptimWrapper
-from .engine.optim_wrapper_constructor import TrainableOptimWrapperConstructor
-from .engine.train_loop import ResumableTrainLoop
+from .data.data_check_hook import DataCheckHook
 from .models import APLAViT, SimpleFeaturePyramid
+from .options import launching  # noqa: F401  registers itself, as do the next ones
+from .runs import checkpoint_reader, file_backend  # noqa: F401
+from .runs.atomic_checkpoint_hook import AtomicCheckpointHook
+from .runs.finite_loss_hook import FiniteLossHook
+from .runs.resume_check_hook import ResumeCheckHook
+from .runs.saved_buffers_hook import SavedBuffersHook
+from .runs.stop_signal_hook import StopSignalHook
+from .runs.train_loop import ResumableTrainLoop
+from .tuning import fsdp  # noqa: F401
+from .tuning.apla_hook import APLAHook
+from .tuning.optim_wrapper import BFloat16OptimWrapper
+from .tuning.optim_wrapper_constructor import TrainableOptimWrapperConstructor
+from .tuning.training_log_hook import TrainingLogHook
 
 MODELS.register_module(module=APLAViT)
 MODELS.register_module(module=SimpleFeaturePyramid)

@@ -35,7 +35,7 @@ from rich.table import Table
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
-from apla_mm.checkpoint import Delta, apply_delta, extract_delta, load_delta, save_delta
+from apla_mm.delta import Delta, apply_delta, extract_delta, load_delta, save_delta
 from apla_mm.models import APLAViT
 
 MIB = 2**20

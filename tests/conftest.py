@@ -11,6 +11,8 @@ from torch import Tensor
 
 import apla_mm  # noqa: F401  before anything that imports torchvision
 
+pytest_plugins = ["helpers.fixtures"]
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -4,7 +4,7 @@ import argparse
 
 from mmengine.config import Config
 
-from apla_mm.engine.command_line import add_common_arguments, build_runner, load_config
+from apla_mm.options.command_line import add_common_arguments, build_runner, load_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
-from apla_mm.engine.command_line import add_common_arguments, build_runner, load_config
+from apla_mm.options.command_line import add_common_arguments, build_runner, load_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,9 +1,9 @@
 """What trains, what is kept for backward, and what a step costs. Needs torch alone."""
 
+from ..tuning.trainable import TrainableRow, format_table, trainable_table
 from .saved_tensors import SavedTensors
 from .step_cost import StepCost, TrainingStep, interleaved_times, peak_bytes, step_cost
 from .traffic import CountedBuckets, Traffic, gradient_traffic
-from .trainable import TrainableRow, format_table, trainable_table
 from .tuning_methods import TuningMethod, tuning_methods
 
 __all__ = [

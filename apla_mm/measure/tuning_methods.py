@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method import adapt, find_projections
+from ..method.replace import replace_modules
 from ..method.selection import random_channels, resolve_r
-from ..method.stand_in import replace_modules
 
 
 @dataclass(frozen=True)

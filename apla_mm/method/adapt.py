@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from .multihead_attention import ProjectedMultiheadAttention
+from .attention.fused import fused_attention
+from .attention.multihead import ProjectedMultiheadAttention
 from .partial_linear import PartialLinear
 from .projections import Projection, find_projections
 from .recompute import reset_recompute, set_recompute
+from .replace import StandIn, replace_modules
 from .selection import ChannelLists, listed_channels, load_channels, random_channels, resolve_r
-from .stand_in import StandIn, replace_modules
-from .window_attention import fused_attention
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .stand_in import StandIn
+from .replace import StandIn
 
 
 def _is_exporting() -> bool:

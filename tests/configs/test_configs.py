@@ -9,11 +9,11 @@ import mmseg.models  # registers itself
 import pytest
 import timm
 import torch
+from helpers.shrinking import heads_of
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
 from mmseg.datasets import ADE20KDataset
-from shrinking import heads_of
 from torch import nn
 from torch.overrides import TorchFunctionMode
 

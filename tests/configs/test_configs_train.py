@@ -14,17 +14,17 @@ import apla_mm  # noqa: F401  before timm
 import numpy as np
 import pytest
 import torch
+from helpers.shrinking import shrink
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
-from shrinking import shrink
 from torch import Tensor, nn
 
-from apla_mm.engine.checkpoint_reader import load_from_local
-from apla_mm.engine.command_line import build_runner, load_config
 from apla_mm.method import PartialLinear
+from apla_mm.options.command_line import build_runner, load_config
+from apla_mm.runs.checkpoint_reader import load_from_local
 
 ROOT = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted([*ROOT.glob("seg/*.py"), *ROOT.glob("det/*.py")])

@@ -438,7 +438,9 @@ def test_refusal_leaves_the_model_as_it_was(case, recompute):
     after = [(name, module, type(module), dict(vars(module))) for name, module in model.named_modules()]
     assert [entry[:3] for entry in after] == [entry[:3] for entry in before]
     assert [entry[3].keys() for entry in after] == [entry[3].keys() for entry in before]
-    assert all(p is q and p.requires_grad == trained for (p, trained), q in zip(trains, model.parameters(), strict=True))
+    assert all(
+        p is q and p.requires_grad == trained for (p, trained), q in zip(trains, model.parameters(), strict=True)
+    )
 
 
 def test_report_says_which_attentions_were_replaced(make_vit):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from apla_mm.method import PartialLinear, adapt, merge
 from apla_mm.method.recompute import MODES
-from apla_mm.method.stand_in import StandIn
+from apla_mm.method.replace import StandIn
 from apla_mm.models.backbones import APLAViT
 
 SIZE = 32

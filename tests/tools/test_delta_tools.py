@@ -15,16 +15,16 @@ import apla_mm  # noqa: F401  before timm
 import numpy as np
 import pytest
 import torch
+from helpers.small_run import ROOT, write_data_set
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 from PIL import Image
-from small_run import ROOT, write_data_set
 
-from apla_mm.checkpoint import DeltaError
-from apla_mm.engine.checkpoint_reader import load_from_local
-from apla_mm.engine.shared_options import apply_shared_options
+from apla_mm.delta import DeltaError
+from apla_mm.options.shared_options import apply_shared_options
+from apla_mm.runs.checkpoint_reader import load_from_local
 
 DELTA, SLIM = "iter_2.delta.safetensors", "iter_2.pth"
 CONFIGS = {

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_run import CONFIG, TRAIN
-from test_dist_tools import DIST_TRAIN, ENDLESS, data, run, started  # noqa: F401  data is a fixture
+from helpers.processes import DIST_TRAIN, ENDLESS, run, started
+from helpers.small_run import CONFIG, TRAIN
 
-from apla_mm.engine.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import load_from_local
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def outcome(process: subprocess.Popen, at_most: float) -> str:
     return output
 
 
-def test_worker_that_dies_ends_training_with_its_name(data: str, tmp_path: Path) -> None:  # noqa: F811
+def test_worker_that_dies_ends_training_with_its_name(data: str, tmp_path: Path) -> None:
     options = [data, *ENDLESS, "train_dataloader.num_workers=1"]
     with started(TRAIN, CONFIG, "--work-dir", tmp_path, options=options) as process:
         (worker,) = children(process.pid)
@@ -41,7 +41,7 @@ def test_worker_that_dies_ends_training_with_its_name(data: str, tmp_path: Path)
     )
 
 
-def test_process_that_dies_ends_the_others_and_is_named(data: str, tmp_path: Path) -> None:  # noqa: F811
+def test_process_that_dies_ends_the_others_and_is_named(data: str, tmp_path: Path) -> None:
     with started(DIST_TRAIN, CONFIG, 2, "--work-dir", tmp_path, options=[data, *ENDLESS]) as process:
         (launcher,) = [process.pid] if len(children(process.pid)) == 2 else children(process.pid)
         ranks = children(launcher)
@@ -66,7 +66,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_disk_that_is_full_is_said_and_the_last_checkpoint_stays(data: str, small_disk: Path) -> None:  # noqa: F811
+def test_disk_that_is_full_is_said_and_the_last_checkpoint_stays(data: str, small_disk: Path) -> None:
     work = small_disk / "work"
     options = [data, "train_cfg.max_iters=100", "default_hooks.checkpoint.interval=1"]
     options += ["default_hooks.checkpoint.max_keep_ckpts=-1", "train_cfg.val_interval=1000"]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from kill_and_resume import compare, finish, kill_after, unreadable
-from small_run import write_data_set
+from helpers.kill_and_resume import compare, finish, kill_after, unreadable
+from helpers.small_run import write_data_set
 
 pytestmark = pytest.mark.slow
 

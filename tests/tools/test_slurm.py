@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from slurm_cluster import NoClusterError, slurm_cluster
-from small_run import CONFIG, OPTIONS, ROOT, miou, saved_iteration, write_data_set
+from helpers.slurm_cluster import NoClusterError, slurm_cluster
+from helpers.small_run import CONFIG, OPTIONS, ROOT, miou, saved_iteration, write_data_set
 
-from apla_mm.engine.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import load_from_local
 
 # on a busy machine: a dozen processes start, each of which imports OpenMMLab
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

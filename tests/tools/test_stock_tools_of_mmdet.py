@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from apla_mm.engine.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import load_from_local
 
 TOOLS = Path(mmdet.__file__).parent / ".mim/tools"
 STOCK = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"

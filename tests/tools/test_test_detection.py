@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from pycocotools import mask
 
-from apla_mm.engine.shared_options import apply_shared_options
+from apla_mm.options.shared_options import apply_shared_options
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/det/apla_vitb_custom.py"

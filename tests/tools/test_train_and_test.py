@@ -17,12 +17,12 @@ import pytest
 import timm
 import torch
 from filelock import FileLock
+from helpers.small_run import CONFIG, OPTIONS, ROOT, TEST, TRAIN, VIT, write_data_set
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS
 from PIL import Image
-from small_run import CONFIG, OPTIONS, ROOT, TEST, TRAIN, VIT, write_data_set
 
-from apla_mm.engine.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import load_from_local
 
 STOCK_TRAIN, STOCK_TEST = (Path(mmseg.__file__).parent / f".mim/tools/{name}.py" for name in ("train", "test"))
 

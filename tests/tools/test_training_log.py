@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_run import CONFIG, OPTIONS, TRAIN, write_data_set
+from helpers.small_run import CONFIG, OPTIONS, TRAIN, write_data_set
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 LRS = {"lr", "base_lr", "backbone.lr", "decode_head+auxiliary_head.lr"}

@@ -118,8 +118,8 @@ def build_from_config(args: argparse.Namespace, compiled: bool) -> tuple[nn.Modu
     from mmengine.config import Config
     from mmengine.registry import MODELS, init_default_scope
 
-    from apla_mm.engine.shared_options import apply_shared_options
-    from apla_mm.engine.synthetic_batch import synthetic_batch
+    from apla_mm.data.synthetic_batch import synthetic_batch
+    from apla_mm.options.shared_options import apply_shared_options
 
     cfg = Config.fromfile(args.model)
     apply_shared_options(cfg, dict(crop_size=args.img_size))

@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from apla_mm.checkpoint import base_digests, extract_delta, fingerprint, load_delta, save_delta
-from apla_mm.checkpoint.base_file import merged_state
+from apla_mm.delta import base_digests, extract_delta, fingerprint, load_delta, save_delta
+from apla_mm.delta.base_file import merged_state
 
 CLASSES = 150
 COLUMNS = (

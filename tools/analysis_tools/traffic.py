@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from apla_mm.engine.adapt_runner import find_target
-from apla_mm.engine.hooks import APLAHook
-from apla_mm.engine.shared_options import apply_shared_options
-from apla_mm.engine.synthetic_batch import synthetic_batch
+from apla_mm.data.synthetic_batch import synthetic_batch
 from apla_mm.measure import Traffic, gradient_traffic
 from apla_mm.method import adapt
+from apla_mm.options.shared_options import apply_shared_options
+from apla_mm.tuning.adapt_runner import find_target
+from apla_mm.tuning.apla_hook import APLAHook
 
 COLUMNS = ("config", "training", "trains", "backbone, MB a step", "all, MB a step", "all-reduces a step")
 

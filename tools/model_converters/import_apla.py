@@ -15,12 +15,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from apla_mm.checkpoint import save_delta
-from apla_mm.checkpoint.base_file import save_base
-from apla_mm.checkpoint.errors import listed
-from apla_mm.converters.authors import check_not_resumed, plain_state, read_authors
-from apla_mm.converters.files import Weights, check_output, check_suffix, read_weights, said_by_tool, write_checkpoint
-from apla_mm.converters.full_checkpoint import delta_of
+from apla_mm.convert.authors import check_not_resumed, plain_state, read_authors
+from apla_mm.convert.files import Weights, check_output, check_suffix, read_weights, said_by_tool, write_checkpoint
+from apla_mm.convert.full_checkpoint import delta_of
+from apla_mm.delta import save_delta
+from apla_mm.delta.base_file import save_base
+from apla_mm.delta.errors import listed
 from apla_mm.method.selection import load_channels
 
 

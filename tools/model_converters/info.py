@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from apla_mm.converters.files import said_by_tool
-from apla_mm.converters.info import describe
+from apla_mm.convert.files import said_by_tool
+from apla_mm.convert.info import describe
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,9 +6,9 @@ python tools/model_converters/publish.py work_dirs/seg/iter_160000.pth setr-pup_
 import argparse
 from pathlib import Path
 
-from apla_mm.checkpoint import load_delta
-from apla_mm.converters.files import DELTA, kind_of, said_by_tool
-from apla_mm.converters.publish import publish
+from apla_mm.convert.files import DELTA, kind_of, said_by_tool
+from apla_mm.convert.publish import publish
+from apla_mm.delta import load_delta
 
 
 def parse_args() -> argparse.Namespace:

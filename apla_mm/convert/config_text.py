@@ -1,0 +1,113 @@
+"""What a config's text says, read without running it."""
+
+import ast
+import inspect
+from typing import Any, TypeGuard
+
+from ..tuning.apla_hook import APLAHook
+
+_LONGEST = 2**20  # characters; longer texts take Python's parser minutes and gigabytes
+_DEFAULTS = {
+    name: list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+    for name, parameter in inspect.signature(APLAHook).parameters.items()
+}
+_ERRORS = (SyntaxError, ValueError, RecursionError, MemoryError)
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """The settings in a config's text, as mmengine writes it into checkpoints.
+
+    The text may come from anyone, and mmengine would run it as Python. Here it is only parsed.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The settings that are dicts, lists, tuples and plain values, None in place of others; of a text that cannot be
+        parsed, or is longer than a million characters, none.
+    """
+    if len(text) > _LONGEST:
+        return {}
+    try:
+        settings = {}
+        for statement in ast.parse(text).body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                settings[statement.targets[0].id] = _value(statement.value)
+        return settings
+    except _ERRORS:
+        return {}
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {keyword.arg: _value(keyword.value) for keyword in node.keywords if keyword.arg}
+    if isinstance(node, ast.Dict):
+        items = zip(node.keys, node.values, strict=True)
+        return {key.value: _value(value) for key, value in items if _is_text(key)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(element) for element in node.elts]
+    try:
+        value = ast.literal_eval(node)
+    except _ERRORS:
+        return None
+    return value if isinstance(value, str | int | float) else None  # what JSON can hold
+
+
+def _is_text(node: ast.expr | None) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def apla_settings(text: str) -> dict[str, Any]:
+    """What of APLA a config asks for: ``r``, ``seed`` and so on, of the backbone's ``apla`` or of the hook.
+
+    Args:
+        text: The config's text.
+
+    Returns:
+        What :class:`~apla_mm.tuning.apla_hook.APLAHook` writes into deltas, but for what the text does not tell: values
+        that only running it gives, and defaults of a backbone. Empty if the text asks for several different things.
+    """
+    config = read_config(text)
+    found = [settings for settings in _asked(config) if settings]
+    return found[0] if found and all(settings == found[0] for settings in found) else {}
+
+
+def _asked(value: Any) -> list[dict[str, Any]]:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    found = [settings for child in children for settings in _asked(child)]
+    if isinstance(value, dict):
+        if isinstance(value.get("apla"), dict):
+            found.append({key: setting for key, setting in value["apla"].items() if _is_known(setting)})
+        if value.get("type") == "APLAHook":
+            found.append(_of_hook({**_DEFAULTS, **value}))
+    return found
+
+
+def _of_hook(hook: dict[str, Any]) -> dict[str, Any]:
+    if hook["r"] is None and hook["channels"] is None and hook["blocks"] == "all":
+        return {}  # it adapts nothing
+    settings = {key: hook[key] for key in ("r", "seed", "channels", "blocks", "recompute", "target", "trainable")}
+    if isinstance(hook["target"], str):
+        settings["target"] = [hook["target"]]
+    settings["train"] = {key: hook[f"train_{key}"] for key in ("norm", "bias", "pos_embed")}
+    return {key: setting for key, setting in settings.items() if _is_known(setting)}
+
+
+def _is_known(setting: Any) -> bool:
+    if isinstance(setting, list | dict):
+        return all(map(_is_known, setting.values() if isinstance(setting, dict) else setting))
+    return setting is not None
+
+
+def summary(text: str) -> str:
+    """A config in a few words: types of model, backbone and heads."""
+    model = read_config(text).get("model")
+    if not isinstance(model, dict):
+        return ""
+    parts = [str(model["type"])] if model.get("type") else []
+    for name in ("backbone", "neck", "decode_head", "rpn_head", "roi_head", "bbox_head"):
+        part = model.get(name)
+        if isinstance(part, dict) and part.get("type"):
+            extra = f" {part['model_name']}" if part.get("model_name") else ""
+            parts.append(f"{name} {part['type']}{extra}")
+    return ", ".join(parts)

@@ -1,0 +1,189 @@
+"""The hook that looks at the data before an hour is spent."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from mmengine.dist import all_gather_object, get_dist_info
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+
+from .coco_check import check_annotations, check_pictures, is_coco
+from .data_check import DataError, check_segmentation, dataset_class, datasets_of, evaluators_of
+from .heads import heads_of
+
+T = TypeVar("T")
+
+
+class DataCheckHook(Hook):
+    """Checks the data of a segmentation or detection config before training or testing starts.
+
+    What is not in order is an error that names the file and what was expected: an empty data set; a missing or
+    unreadable picture; a label map of another size than its picture, or with a label outside the classes; in COCO's
+    format an annotation that refers to nothing, a box outside its picture, a mask that is none, classes that are not
+    the file's categories in the file's order; a head with another number of classes than the data set. With several
+    processes each reads its share of the pictures, and the first one the annotation files. Training pictures that
+    cannot be read are only told where ResumableTrainLoop is set to skip them.
+
+    Args:
+        time_limit: Seconds for reading each data set's pictures; what is not reached is not read, and the log says so.
+            None reads all.
+        box_tolerance: How many pixels a box may reach out of its picture.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, time_limit: float | None = 30.0, box_tolerance: float = 1.0) -> None:
+        self.time_limit = time_limit
+        self.box_tolerance = box_tolerance
+        self._checked: set[str] = set()
+
+    def check_annotation_files(self, runner: Runner, loaders: Sequence[str]) -> None:
+        """Check annotation files in COCO's format before mmdet reads them and fails without naming the cause.
+
+        ``tools/train.py`` and ``tools/test.py`` call it. Under other tools the files are checked by
+        :meth:`before_train` and :meth:`before_test`, if mmdet could read them.
+
+        Args:
+            runner: A runner that has built no data set yet.
+            loaders: Which of its data loaders will be used.
+        """
+        for name in loaders:
+            for settings in datasets_of(runner.cfg, name):
+                if is_coco(dataset_class(settings, runner.cfg.get("default_scope")), plain=True):
+                    lazy = {**copy.deepcopy(settings), "lazy_init": True}
+                    self._check_annotations(runner, name, DATASETS.build(lazy))
+            self._checked.add(name)
+
+    def before_train(self, runner: Runner) -> None:
+        """Check what training and validation read."""
+        self._check(runner, "train_dataloader", runner.train_dataloader)
+        if runner.val_loop is not None:
+            self._check(runner, "val_dataloader", runner.val_dataloader)
+
+    def before_test(self, runner: Runner) -> None:
+        """Check what the test reads."""
+        self._check(runner, "test_dataloader", runner.test_dataloader)
+
+    def _check(self, runner: Runner, name: str, loader: Any) -> None:
+        skips = name == "train_dataloader" and getattr(runner.train_loop, "skip_unreadable", False)
+        unreadable: list[str] | None = [] if skips else None
+        for dataset in _unwrapped(loader.dataset):
+            if not len(dataset):
+                raise DataError(f"{name}: the data set is empty; {_where(dataset)}")
+            if not hasattr(dataset, "get_data_info"):
+                continue
+            if is_coco(type(dataset)):
+                if name not in self._checked and is_coco(type(dataset), plain=True):
+                    self._check_annotations(runner, name, dataset)
+                self._check_heads(runner, name, dataset)
+                self._check_pictures(name, dataset, unreadable)
+            elif "seg_map_path" in dataset.get_data_info(0) and dataset.metainfo.get("classes"):
+                self._check_heads(runner, name, dataset)
+                self._check_label_maps(name, dataset, unreadable)
+        if unreadable is not None:
+            told = [text for texts in all_gather_object(unreadable) for text in texts]
+            if told:
+                text = (
+                    f"{name}: {len(told)} samples will be skipped, as train_cfg.skip_unreadable says: {'; '.join(told)}"
+                )
+                print_log(text, logger="current", level=logging.WARNING)
+
+    def _check_annotations(self, runner: Runner, name: str, dataset: Any) -> None:
+        evaluators = [] if name == "train_dataloader" else evaluators_of(runner.cfg, name)
+        scoring = [evaluator for evaluator in evaluators if not evaluator.get("format_only")]
+        one = len(datasets_of(runner.cfg, name)) == 1  # of several sets, each is a part of what is scored
+        settings = dict(
+            masks=any(getattr(step, "with_mask", False) for step in _steps(dataset.pipeline))
+            or any("segm" in evaluator.get("metric", "") for evaluator in scoring),
+            annotated=not evaluators or bool(scoring),
+            truths=[evaluator["ann_file"] for evaluator in scoring if one and evaluator.get("ann_file")],
+            min_size=0 if dataset.test_mode else (dataset.filter_cfg or {}).get("min_size", 0),
+            box_tolerance=self.box_tolerance,
+            backend_args=dataset.backend_args,
+        )
+
+        def check() -> str:
+            first = get_dist_info()[0] == 0
+            return check_annotations(dataset.ann_file, dataset.metainfo["classes"], **settings) if first else ""
+
+        print_log(f"{name}: '{dataset.ann_file}': {_together(check)}", logger="current")
+
+    def _check_heads(self, runner: Runner, name: str, dataset: Any) -> None:
+        # classes that are given as text, or as things and stuff, are counted in other ways
+        if getattr(dataset, "return_classes", False) or "thing_classes" in dataset.metainfo:
+            return
+        classes = len(dataset.metainfo["classes"])
+        for head, outputs in heads_of(runner.model):
+            if outputs != classes:
+                raise DataError(
+                    f"{name}: the data set has {classes} classes and '{head}' was built for {outputs}: set "
+                    "num_classes of every head, or the data set's metainfo.classes"
+                )
+
+    def _check_label_maps(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
+        infos = [dataset.get_data_info(i) for i in _share(dataset)]
+        classes = len(dataset.metainfo["classes"])
+        read = _together(lambda: check_segmentation(infos, classes, self.time_limit, unreadable))
+        self._log(name, read, len(infos))
+
+    def _check_pictures(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
+        infos = (dataset.get_data_info(i) for i in _share(dataset))
+        pictures = [(info["img_path"], info["width"], info["height"]) for info in infos]
+        how = dict(flag="color", backend="cv2")
+        for step in _steps(dataset.pipeline):
+            if hasattr(step, "color_type"):
+                how = dict(flag=step.color_type, backend=step.imdecode_backend)
+        read = _together(lambda: check_pictures(pictures, self.time_limit, dataset.backend_args, unreadable, **how))
+        self._log(name, read, len(pictures))
+
+    def _log(self, name: str, read: int, count: int) -> None:
+        rest = "" if read == count else f" in {self.time_limit:g} s; DataCheckHook(time_limit=None) reads all"
+        print_log(f"{name}: {read:,} of {count:,} samples read and found in order{rest}", logger="current")
+
+
+def _together(check: Callable[[], T]) -> T:
+    """Run a check in every process; where it fails in one it fails in all, so that none waits for another."""
+    failure = None
+    try:
+        result = check()
+    except DataError as error:
+        failure = error
+    failures = [text for text in all_gather_object(failure and str(failure)) if text]
+    if failures:
+        raise DataError(failures[0]) from failure
+    return result
+
+
+def _share(dataset: Any) -> range:
+    rank, world_size = get_dist_info()
+    return range(rank, len(dataset), world_size)
+
+
+def _unwrapped(dataset: Any) -> Iterator[Any]:
+    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    wrapped = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    if wrapped == [None]:
+        yield dataset
+        return
+    for one in wrapped:
+        yield from _unwrapped(one)
+
+
+def _steps(node: Any) -> Iterator[Any]:
+    """The transforms of a pipeline, and those inside others."""
+    if isinstance(node, list | tuple):
+        for step in node:
+            yield from _steps(step)
+    elif node is not None:
+        yield node
+        for name in ("transforms", "subroutines"):
+            yield from _steps(getattr(node, name, None))
+
+
+def _where(dataset: Any) -> str:
+    folder = (getattr(dataset, "data_prefix", None) or {}).get("img_path")
+    return f"expected files '*{dataset.img_suffix}' in {folder}" if folder else f"it is a {type(dataset).__name__}"

@@ -1,1 +1,0 @@
-"""What runs with mmengine's Runner."""

@@ -1,0 +1,1 @@
+"""What computes in place of attention that is not fused."""

@@ -1,0 +1,139 @@
+"""Options that a config states in several places, set in all of them at once."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config
+
+from ..data.data_check import LOADERS
+from ..data.heads import is_in_head, is_other_type
+from .image_size import set_picture_size
+
+
+def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Carry options given on the command line to every place of a config that depends on them, in place.
+
+    A config's variables are gone once it is read, so ``--cfg-options data_root=...`` by itself would change nothing.
+    This covers
+
+    - ``data_root``: every data set;
+    - ``classes``: the ``metainfo`` of every data set, and ``num_classes`` of every head;
+    - ``crop_size``, an int or (H, W): pictures' size in the model and the pipelines, with the resizing before the crop
+      and the stride of sliding windows in proportion; where nothing is cropped, the length of pictures' shorter side;
+    - ``max_iters``: the length of training, with the schedule's steps and the intervals of validation, checkpoints and
+      logs in proportion.
+
+    Args:
+        cfg: The config, as its file says.
+        options: The options as given.
+
+    Raises:
+        ValueError: An option's value is of the wrong kind.
+    """
+    if "data_root" in options:
+        if not isinstance(options["data_root"], str):
+            raise ValueError(f"data_root={options['data_root']!r} must be a folder")
+        for dataset in _datasets(cfg):
+            dataset["data_root"] = options["data_root"]
+    if "classes" in options:
+        _set_classes(cfg, options["classes"])
+    if "crop_size" in options:
+        _set_crop_size(cfg, options["crop_size"])
+    if "max_iters" in options:
+        _set_max_iters(cfg, options["max_iters"])
+
+
+def _set_classes(cfg: Config, classes: Any) -> None:
+    classes = [classes] if isinstance(classes, str) else classes
+    names = isinstance(classes, list | tuple) and all(isinstance(name, str) and name for name in classes)
+    if not names or not classes:
+        raise ValueError(f"classes={classes!r} must be names, as in --cfg-options classes=background,cat,dog")
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"classes={classes} holds a name twice")
+    for dataset in _datasets(cfg):
+        dataset["metainfo"] = dict(classes=tuple(classes))
+    for head in _heads(cfg.model):
+        _set_num_classes(head, len(classes))
+
+
+def _set_num_classes(head: dict[str, Any], count: int) -> None:
+    key = "num_classes" if "num_classes" in head else "num_things_classes"
+    before, head[key] = head[key], count
+    for part in _dicts(head):
+        weights = part.get("class_weight")
+        # one weight for all classes, and perhaps another for the background
+        if isinstance(weights, list) and len(set(weights[:before])) == 1 and len(weights) in (before, before + 1):
+            part["class_weight"] = weights[:1] * count + weights[before:]
+
+
+def _heads(node: Any, path: str = "model") -> Iterator[dict[str, Any]]:
+    """The parts of heads that state a number of classes."""
+    if isinstance(node, dict):
+        instances = "num_things_classes" in node and not node.get("num_stuff_classes")
+        if ("num_classes" in node or instances) and is_in_head(path) and not is_other_type(str(node.get("type"))):
+            yield node
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for key, child in list(children):
+        yield from _heads(child, f"{path}.{key}")
+
+
+def _set_crop_size(cfg: Config, crop_size: Any) -> None:
+    size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+    pair = isinstance(size, list | tuple) and len(size) == 2
+    if not pair or not all(type(side) is int and side > 0 for side in size):
+        raise ValueError(f"crop_size={crop_size!r} must be an int or (height, width) in pixels")
+    pipelines = [(cfg.get(loader) or {}).get("dataset") for loader in LOADERS]
+    set_picture_size(
+        list(_dicts(cfg.model)),
+        list(_dicts(pipelines)),
+        list(_dicts(cfg.get("tta_pipeline"))),
+        (size[0], size[1]),
+        width_first=cfg.get("default_scope") == "mmdet",
+    )
+
+
+def _set_max_iters(cfg: Config, max_iters: Any) -> None:
+    if not isinstance(max_iters, int) or max_iters < 1 or "max_iters" not in cfg.train_cfg:
+        raise ValueError(
+            f"max_iters={max_iters!r} must be an int of at least 1, for a config that trains by iterations"
+        )
+    before = cfg.train_cfg.max_iters
+
+    def scale(part: dict[str, Any], key: str, least: int) -> None:
+        part[key] = max(least, -(-part[key] * max_iters // before))
+
+    cfg.train_cfg.max_iters = max_iters
+    for scheduler in cfg.param_scheduler:
+        # a warm-up of one step would never reach its end, so each part has at least two
+        if scheduler.get("begin"):
+            scale(scheduler, "begin", 2)
+        if "end" in scheduler:
+            scale(scheduler, "end", scheduler.get("begin", 0) + 2)
+        if "T_max" in scheduler:
+            scale(scheduler, "T_max", 1)
+        if "milestones" in scheduler:
+            scheduler["milestones"] = [max(1, -(-step * max_iters // before)) for step in scheduler["milestones"]]
+    for part, key in (
+        (cfg.train_cfg, "val_interval"),
+        (cfg.default_hooks.checkpoint, "interval"),
+        (cfg.default_hooks.logger, "interval"),
+    ):
+        if key in part:
+            scale(part, key, 1)
+
+
+def _datasets(cfg: Config) -> Iterator[dict[str, Any]]:
+    """The innermost data sets of all loaders."""
+    for loader in LOADERS:
+        for part in _dicts((cfg.get(loader) or {}).get("dataset")):
+            if "pipeline" in part and "dataset" not in part:
+                yield part
+
+
+def _dicts(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for child in node:
+            yield from _dicts(child)

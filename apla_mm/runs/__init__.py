@@ -1,0 +1,1 @@
+"""Training that survives, under mmengine's Runner: loop, checkpoints, resuming, signals."""

@@ -1,0 +1,94 @@
+"""The base of a delta, made anew from the weights that a config names."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel
+from mmengine.registry import MODELS
+from mmengine.runner import Runner, load_checkpoint
+from torch import Tensor
+
+from ..delta import DeltaError, base_digests, check_base, load_delta
+from ..delta.base_file import BASE_FILE, base_name, find_base, save_base
+from ..delta.errors import listed
+from .processes import in_main_process
+
+
+def initial_state(cfg: Config) -> dict[str, Tensor]:
+    """The weights that training by a config begins with: pretrained ones, and those of ``load_from``.
+
+    Args:
+        cfg: The config; its scope must be the default one.
+
+    Returns:
+        The model's state dict, on the CPU.
+    """
+    with torch.random.fork_rng():
+        model: Any = MODELS.build(cfg.model)
+        if isinstance(model, BaseTTAModel):
+            model = model.module
+        if hasattr(model, "init_weights"):
+            model.init_weights()
+    if cfg.get("load_from"):
+        load_checkpoint(model, cfg.load_from, map_location="cpu")
+    return dict(model.state_dict())
+
+
+def make_base(cfg: Config, path: str | Path, folder: str | Path | None = None) -> Path:
+    """Write the base file of a delta, from the weights that a config names.
+
+    Args:
+        cfg: The config that the delta was trained with; its scope must be the default one.
+        path: The delta.
+        folder: Where to; None for ``bases`` in the delta's folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        DeltaError: These weights are not the delta's base.
+        OSError: It cannot be written.
+    """
+    delta, state = load_delta(path), initial_state(cfg)
+    expected = delta.header.base
+    if missing := expected.keys() - state.keys():
+        raise DeltaError(f"{listed(missing)} of the base are not in the config's model")
+    base = {name: state[name] for name in sorted(expected)}
+    check_base(expected, base_digests(base, delta.channels))
+    if (name := base_name(base)) != delta.header.extra.get(BASE_FILE):
+        raise DeltaError(f"the channels that train began elsewhere: these weights are the base file '{name}'")
+    return save_base(base, Path(folder or Path(path).parent / "bases"))
+
+
+def provide_base(runner: Runner) -> None:
+    """Make the base file of the delta that a runner is to load, if it is not found, from the weights its config names.
+
+    Raises:
+        RuntimeError: It cannot be made, or these weights are not the base; in all processes.
+    """
+    path = str(getattr(runner, "_load_from", None))
+    if not path.endswith(".safetensors") or not isinstance(runner.cfg.get("model"), dict):
+        return
+
+    def provide() -> None:
+        try:
+            name = load_delta(path).header.extra[BASE_FILE]
+        except (DeltaError, KeyError):  # for the reader to tell
+            return
+        try:
+            find_base(name, Path(path))
+        except DeltaError as error:
+            cfg = deepcopy(runner.cfg)
+            cfg.load_from = None  # the delta
+            try:
+                made = make_base(cfg, path)
+            except Exception as reason:  # a model fails to be built or loaded in any way
+                text = f"{error}. The weights that the config names are not its base: {reason}"
+                raise DeltaError(text) from reason
+            print_log(f"the delta's base is made from the weights that the config names: '{made}'", logger="current")
+
+    in_main_process(provide, "load_from")

@@ -1,0 +1,280 @@
+"""Full checkpoint -> delta and base file -> the same full checkpoint."""
+
+import json
+import shutil
+import types
+from collections import OrderedDict
+
+import pytest
+import safetensors.torch
+import torch
+from mmengine.runner import load_checkpoint
+
+from apla_mm.convert.config_text import apla_settings, read_config, summary
+from apla_mm.convert.files import Weights
+from apla_mm.convert.full_checkpoint import delta_of
+from apla_mm.delta import load_delta
+from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.tuning.apla_hook import APLAHook
+
+CONFIG = """
+custom_imports = dict(imports=['apla_mm'])
+model = dict(
+    backbone=dict(
+        apla=dict(r=64, seed=5), model_name='vit_base_patch16_224', out_indices=(2, 5), type='APLAViT'),
+    decode_head=dict(type='SETRUPHead'),
+    type='EncoderDecoder')
+optim_wrapper = dict(optimizer=dict(lr=-1e-3, betas=(0.9, 0.999)))
+"""
+
+
+def test_there_and_back_by_the_tools(trained, tmp_path, monkeypatch, start_tool, run_tool, assert_same):
+    delta_path = tmp_path / "deltas/task.safetensors"
+    made = start_tool("extract_delta", trained.last, trained.base, delta_path)
+    assert made.returncode == 0, made.stderr
+    (base,) = (tmp_path / "deltas/bases").iterdir()
+    assert "channels of 2 projections, 7 whole tensors" in made.stdout and str(base) in made.stdout
+
+    delta = load_delta(delta_path)
+    assert {name: chosen.tolist() for name, chosen in delta.channels.items()} == trained.channels
+    assert delta.header.extra["base_file"] == base.name and delta.header.iteration == 4
+    assert base.stat().st_size < trained.last.stat().st_size
+    frozen = safetensors.torch.load_file(base)
+    assert frozen.keys() == trained.state.keys() - delta.tensors.keys()
+    assert_same(frozen, {name: trained.before[name] for name in frozen})
+
+    # the delta's folder moves, and the base is in a folder that a variable names
+    moved, elsewhere = tmp_path / "moved/x.safetensors", tmp_path / "elsewhere"
+    moved.parent.mkdir()
+    shutil.copy(delta_path, moved)
+    shutil.move(tmp_path / "deltas/bases", elsewhere)
+    out = tmp_path / "merged.pth"
+    monkeypatch.delenv("APLA_MM_BASES", raising=False)
+    with pytest.raises(SystemExit, match=base.name):
+        run_tool("merge_delta", moved, out)
+    assert not out.exists()
+    merged = start_tool("merge_delta", moved, out, APLA_MM_BASES=str(elsewhere))
+    assert merged.returncode == 0, merged.stderr
+    checkpoint, full = load_from_local(out), load_from_local(trained.last)
+    assert_same(checkpoint["state_dict"], full["state_dict"])
+    assert_same(checkpoint["state_dict"], trained.state)
+    for key in ("iter", "epoch", "cfg", "experiment_name", "seed", "mmengine_version"):
+        assert checkpoint["meta"][key] == full["meta"][key], key
+    assert checkpoint["meta"]["dataset_meta"] == full["meta"]["dataset_meta"]
+    assert checkpoint.keys() == {"meta", "state_dict"}
+    assert out.stat().st_size < trained.last.stat().st_size
+
+
+def test_mmengine_loads_what_was_merged(trained, tmp_path, run_tool, assert_same):
+    run_tool("extract_delta", trained.last, trained.base, tmp_path / "d.safetensors")
+    run_tool("merge_delta", tmp_path / "d.safetensors", tmp_path / "m.pth")
+    model = torch.nn.ModuleDict(dict(norm=torch.nn.BatchNorm1d(32), head=torch.nn.Linear(32, 3)))
+    checkpoint = load_checkpoint(model, str(tmp_path / "m.pth"))
+    assert_same(model.state_dict(), {name: trained.state[name] for name in model.state_dict()})
+    assert checkpoint["meta"]["dataset_meta"]["classes"] == ("cat", "dog", "owl")
+    versions = load_from_local(trained.last)["state_dict"]._metadata  # BatchNorm's is 2
+    assert checkpoint["state_dict"]._metadata["norm"] == versions["norm"] == dict(version=2)
+    assert checkpoint["state_dict"]._metadata["head"] == versions["head"] == dict(version=1)
+
+
+def test_pretrained_weights_are_a_base_too(trained, tmp_path, run_tool, assert_same):
+    delta = tmp_path / "d.safetensors"
+    run_tool("extract_delta", trained.last, trained.vit, delta, "--base-prefix", "backbone.vit.")
+    for base in ([], ["--base", trained.vit, "--base-prefix", "backbone.vit."], ["--base", trained.base]):
+        out = tmp_path / "m.safetensors"
+        run_tool("merge_delta", delta, out, *base, "--force")
+        assert_same(safetensors.torch.load_file(out), trained.state)
+    with pytest.raises(SystemExit, match="nothing of the checkpoint is equal in the base.*--base-prefix"):
+        run_tool("extract_delta", trained.last, trained.vit, tmp_path / "e.safetensors")
+    assert not (tmp_path / "e.safetensors").exists()
+
+
+def test_one_base_serves_several_deltas(trained, tmp_path, run_tool):
+    for name, checkpoint in (("a", trained.last), ("b", trained.best)):
+        run_tool("extract_delta", checkpoint, trained.base, tmp_path / f"{name}.safetensors")
+    (base,) = (tmp_path / "bases").iterdir()
+    # the next one from the base file, which comes out as it was
+    run_tool("extract_delta", trained.last, base, tmp_path / "c.safetensors")
+    assert [base] == list((tmp_path / "bases").iterdir())
+    one, other = (load_delta(tmp_path / f"{name}.safetensors") for name in "ac")
+    assert one.header.extra["base_file"] == other.header.extra["base_file"] == base.name
+
+
+def test_metrics_are_those_of_the_weights_or_none(trained, tmp_path, run_tool):
+    delta = tmp_path / "d.safetensors"
+    hub = load_from_local(trained.last)["message_hub"]["log_scalars"]
+    assert "val/accuracy" in hub  # of the validation two iterations before
+    run_tool("extract_delta", trained.last, trained.base, delta)
+    assert load_delta(delta).header.metrics == {}
+    run_tool("extract_delta", trained.best, trained.base, delta, "--force")
+    assert load_delta(delta).header.metrics == {"accuracy": 0.5}
+    (tmp_path / "m.json").write_text('{"mIoU": 51.5}')
+    run_tool("extract_delta", trained.last, trained.base, delta, "--metrics", tmp_path / "m.json", "--force")
+    assert load_delta(delta).header.metrics == {"mIoU": 51.5}
+
+
+def test_channels_may_be_given(trained, tmp_path, run_tool, assert_same):
+    delta, lists = tmp_path / "d.safetensors", tmp_path / "c.json"
+    base = OrderedDict(trained.before)
+    name = next(iter(trained.channels))
+    rows = trained.channels[name]
+    base[f"{name}.weight"] = base[f"{name}.weight"].clone()
+    base[f"{name}.bias"] = base[f"{name}.bias"].clone()
+    for kind in ("weight", "bias"):  # a channel that trained and came out as it was
+        base[f"{name}.{kind}"][rows[0]] = trained.state[f"{name}.{kind}"][rows[0]]
+    torch.save(base, tmp_path / "base.pth")
+    run_tool("extract_delta", trained.last, tmp_path / "base.pth", delta)
+    assert load_delta(delta).channels[name].tolist() == rows[1:]
+    lists.write_text(json.dumps({key.removeprefix("backbone.vit."): value for key, value in trained.channels.items()}))
+    run_tool("extract_delta", trained.last, tmp_path / "base.pth", delta, "--channels", lists, "--force")
+    assert {key: value.tolist() for key, value in load_delta(delta).channels.items()} == trained.channels
+    run_tool("merge_delta", delta, tmp_path / "m.pth")
+    assert_same(load_from_local(tmp_path / "m.pth")["state_dict"], trained.state)
+
+
+@pytest.mark.parametrize(
+    ("lists", "error"),
+    [
+        ({"blocks.0.attn.proj": [0, 1]}, "differ from the base, and are not among the channels"),
+        ({"attn.proj": [0]}, "of the checkpoint's tensors 2 are called so"),
+        ({"blocks.9.attn.proj": [0]}, "of the checkpoint's tensors 0 are called so"),
+        ({"blocks.0.attn.proj": [0, 0]}, "must be distinct"),
+        ({"blocks.0.attn.proj": [-1]}, "not negative"),
+        ({"blocks.0.attn.proj": ["1"]}, "must be ints"),
+        ({"blocks.0.attn.proj": [32]}, "not all in [0, 32)"),
+        ([1], "must hold one object"),
+    ],
+)
+def test_channels_that_do_not_fit_are_refused(trained, tmp_path, run_tool, lists, error):
+    (tmp_path / "c.json").write_text(json.dumps(lists))
+    out = tmp_path / "d/d.safetensors"
+    with pytest.raises(SystemExit) as stopped:
+        run_tool("extract_delta", trained.last, trained.base, out, "--channels", tmp_path / "c.json")
+    assert error in str(stopped.value) and not out.parent.exists()
+
+
+def test_an_existing_file_is_kept_without_force(trained, tmp_path, run_tool):
+    out = tmp_path / "d.safetensors"
+    run_tool("extract_delta", trained.last, trained.base, out)
+    data, kept = out.read_bytes(), tmp_path / "m.pth"
+    kept.write_text("mine")
+    with pytest.raises(SystemExit, match="--force"):
+        run_tool("extract_delta", trained.best, trained.base, out)
+    with pytest.raises(SystemExit, match="--force"):
+        run_tool("merge_delta", out, kept)
+    assert out.read_bytes() == data and kept.read_text() == "mine"
+    run_tool("merge_delta", out, kept, "--force")
+    assert load_from_local(kept)["meta"]["iter"] == 4
+    with pytest.raises(SystemExit, match=r"must end in .pth or .safetensors"):
+        run_tool("merge_delta", out, tmp_path / "m.bin")
+    assert {path.name for path in tmp_path.iterdir()} == {"d.safetensors", "m.pth", "bases"}
+
+
+def test_another_base_needs_no_check(trained, tmp_path, run_tool):
+    delta, out = tmp_path / "d.safetensors", tmp_path / "m.pth"
+    run_tool("extract_delta", trained.last, trained.base, delta)
+    other = {**trained.before, "backbone.vit.cls_token": trained.before["backbone.vit.cls_token"] + 1}
+    torch.save(other, tmp_path / "other.pth")
+    with pytest.raises(SystemExit, match="'backbone.vit.cls_token'.* regardless by --no-check$"):
+        run_tool("merge_delta", delta, out, "--base", tmp_path / "other.pth")
+    assert not out.exists()
+    run_tool("merge_delta", delta, out, "--base", tmp_path / "other.pth", "--no-check")
+    state = load_from_local(out)["state_dict"]
+    assert torch.equal(state["backbone.vit.cls_token"], other["backbone.vit.cls_token"])
+    with pytest.raises(SystemExit, match=r"is a delta.*merge_delta"):
+        run_tool("merge_delta", delta, tmp_path / "n.pth", "--base", delta)
+
+
+def test_nan_is_refused_before_the_base_is_written(trained, tmp_path, run_tool, assert_same):
+    state = {**trained.state, "head.bias": torch.full((3,), torch.nan)}
+    torch.save(dict(state_dict=state, meta={}), tmp_path / "nan.pth")
+    folder, out = tmp_path / "deltas", tmp_path / "m.pth"
+    refused = "NaN or infinity in 'head.bias'.* or allow it by --allow-nonfinite$"
+    with pytest.raises(SystemExit, match=refused):
+        run_tool("extract_delta", tmp_path / "nan.pth", trained.base, folder / "d.safetensors")
+    assert not folder.exists()
+    run_tool("extract_delta", tmp_path / "nan.pth", trained.base, folder / "d.safetensors", "--allow-nonfinite")
+    with pytest.raises(SystemExit, match=refused):
+        run_tool("merge_delta", folder / "d.safetensors", out)
+    run_tool("merge_delta", folder / "d.safetensors", out, "--allow-nonfinite")
+    assert_same(torch.load(out, weights_only=True)["state_dict"], state)
+
+
+def test_a_new_bias_has_no_channels(trained, tmp_path, run_tool):
+    name = next(iter(trained.channels))
+    torch.save({n: t for n, t in trained.before.items() if n != f"{name}.bias"}, tmp_path / "base.pth")
+    (tmp_path / "c.json").write_text(json.dumps(trained.channels))
+    with pytest.raises(SystemExit, match=f"there is no '{name}.bias' of one shape in both states"):
+        arguments = (trained.last, tmp_path / "base.pth", tmp_path / "d.safetensors")
+        run_tool("extract_delta", *arguments, "--channels", tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("[1]", "of type list"),
+        ("3", "of type int"),
+        ('"ab"', "of type str"),
+        ("{", "is not JSON"),
+        ("[" * 9999, "JSON"),
+    ],
+)
+def test_scores_must_be_an_object(trained, tmp_path, run_tool, text, error):
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(SystemExit, match=rf"scores.json' .*{error}.*: it must hold one object"):
+        arguments = (trained.last, trained.base, tmp_path / "d.safetensors")
+        run_tool("extract_delta", *arguments, "--metrics", tmp_path / "scores.json")
+
+
+def test_the_config_says_r_and_seed(trained):
+    weights = Weights(trained.state, dict(meta=dict(cfg=CONFIG, iter=9)))
+    header = delta_of(weights, trained.before)[0].header
+    assert (header.r, header.seed, header.config, header.iteration) == (64, 5, CONFIG, 9)
+    header = delta_of(Weights(trained.state), trained.before)[0].header
+    assert (header.r, header.seed, header.config) == (8, None, "")  # as many as differ
+
+
+def test_config_texts_are_read_and_not_run(tmp_path):
+    assert apla_settings(CONFIG) == dict(r=64, seed=5)
+    assert summary(CONFIG) == "EncoderDecoder, backbone APLAViT vit_base_patch16_224, decode_head SETRUPHead"
+    assert read_config(CONFIG)["optim_wrapper"] == dict(optimizer=dict(lr=-1e-3, betas=[0.9, 0.999]))
+    hook = "custom_hooks = [dict(type='DataCheckHook'), dict(type='APLAHook', r=0.25, depth=3)]\n"
+    assert apla_settings(hook + CONFIG) == {}  # two answers are none
+    mark = tmp_path / "mark"
+    evil = f"x = __import__('pathlib').Path({str(mark)!r}).touch()\nmodel = dict(backbone=dict(apla=dict(r=4)))"
+    assert apla_settings(evil) == dict(r=4) and not mark.exists()
+    for text in (
+        "x = (",
+        "\0",
+        "x = " + "(" * 5000 + ")" * 5000,
+        "x = " + "-" * 100000 + "1",
+        "x = " + "[" * 90 + "]" * 90,
+        "custom_hooks = [dict(type='APLAHook', r=8, blocks='none')]\n" + "x = 1\n" * 2**18,  # takes long
+    ):
+        assert apla_settings(text) == {}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(r=0.25, depth=3),
+        dict(r=8, seed=2, train_norm=True, target="backbone.vit", trainable=["head.*"], recompute="block"),
+        dict(channels={"blocks.0.attn.proj": [1, 4]}, train_bias=True),
+        dict(blocks="none", target=["backbone", "neck"], train_pos_embed=True, save="delta"),
+        dict(r=8, blocks=(0, 2)),
+        dict(save="both"),  # adapts nothing
+    ],
+)
+def test_a_text_tells_what_the_hook_itself_writes_into_deltas(arguments):
+    runner = types.SimpleNamespace(model=torch.nn.Module())
+    about = APLAHook(**arguments)._about(runner)
+    expected = {key: about[key] for key in ("r", "seed") if about[key] is not None} | about["selection"]
+    assert apla_settings(f"custom_hooks = [{dict(type='APLAHook', **arguments)!r}]") == expected
+
+
+@pytest.mark.parametrize("blocks", ["range(6, 12)", "{1, 2}", "[1, last]", "b'all'", "[i for i in range(3)]", "1j"])
+def test_of_what_only_running_a_text_tells_nothing_is_said(blocks):
+    settings = apla_settings(f"custom_hooks = [dict(type='APLAHook', r=8, blocks={blocks}, train_norm=True)]")
+    assert "blocks" not in settings and settings["r"] == 8 and settings["train"]["norm"] is True
+    assert json.loads(json.dumps(settings)) == settings
+    assert apla_settings(f"model = dict(backbone=dict(apla=dict(r=8, blocks={blocks})))") == dict(r=8)

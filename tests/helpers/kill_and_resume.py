@@ -1,0 +1,214 @@
+"""Kills training at random moments, resumes it, and compares with a run that was never killed.
+
+Usage: python tests/helpers/kill_and_resume.py [--kills 20] [--seed 0] [--processes 1] [--loop ResumableTrainLoop] \
+    [--work-dir FOLDER]
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from helpers.small_run import CONFIG, OPTIONS, ROOT, TRAIN, write_data_set
+
+from apla_mm.runs.checkpoint_reader import load_from_local
+
+ITERATIONS = 24
+#: everything that has a state: augmentation in workers, dropout, stochastic depth, a mean of weights, two schedules
+SETTINGS = [
+    f"train_cfg.max_iters={ITERATIONS}",
+    "train_cfg.val_interval=8",
+    "default_hooks.checkpoint.interval=1",
+    "train_dataloader.num_workers=2",
+    "model.backbone.model_kwargs.drop_path_rate=0.3",
+    "model.decode_head.dropout_ratio=0.3",
+    f"param_scheduler.1.end={ITERATIONS}",
+]
+MORE = f"""
+_base_ = "{CONFIG}"
+custom_hooks = [dict(type="APLAHook"), dict(type="EMAHook", momentum=0.1)]
+"""
+LOOP = "ResumableTrainLoop"
+
+
+def start(work_dir: Path, data: str, processes: int, loop: str = LOOP) -> subprocess.Popen:
+    """Training in a group of processes of its own, resumed if there is a checkpoint."""
+    work_dir.mkdir(exist_ok=True)
+    config = work_dir / "config.py"
+    config.write_text(MORE)
+    command: list[Any] = [sys.executable, TRAIN, config]
+    if processes > 1:
+        command = [ROOT / "tools/dist_train.sh", config, processes]
+    command += [
+        "--resume",
+        "--work-dir",
+        work_dir,
+        "--cfg-options",
+        *OPTIONS,
+        *SETTINGS,
+        data,
+        f"train_cfg.type={loop}",
+    ]
+    with open(work_dir / "output.txt", "a") as output:
+        return subprocess.Popen(
+            list(map(str, command)),
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "-1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def kill(process: subprocess.Popen) -> None:
+    """End a process and all that it has started, at once; torchrun starts each of its own in a group of its own."""
+    root = psutil.Process(process.pid)
+    family = [root, *root.children(recursive=True)]
+    for one in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+    psutil.wait_procs(family)
+
+
+def finish(work_dir: Path, data: str, processes: int, loop: str = LOOP) -> None:
+    """Train to the end."""
+    process = start(work_dir, data, processes, loop)
+    if process.wait(600):
+        raise RuntimeError((work_dir / "output.txt").read_text()[-5000:])
+
+
+def kill_after(work_dir: Path, data: str, processes: int, iteration: int, seconds: float, loop: str = LOOP) -> None:
+    """Train, and kill all processes so many seconds after an iteration, unless they have ended."""
+    process = start(work_dir, data, processes, loop)
+    done = re.compile(rf"Iter\(train\) \[ *{iteration}/")
+    while process.poll() is None and not done.search((work_dir / "output.txt").read_text()):
+        time.sleep(0.005)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        kill(process)
+
+
+def unreadable(work_dir: Path) -> list[str]:
+    """Checkpoints that cannot be read, or are named and not there."""
+    bad = []
+    named = work_dir / "last_checkpoint"
+    paths = set(work_dir.glob("*.pth"))
+    if named.exists():
+        paths.add(Path(named.read_text()))
+    for path in sorted(paths):
+        try:
+            load_from_local(path)
+        except (ValueError, FileNotFoundError) as error:
+            bad.append(str(error))
+    return bad
+
+
+def losses(work_dir: Path) -> dict[int, set[tuple[float, ...]]]:
+    """All that was logged of each iteration's losses and learning rates, by every start of the run."""
+    found: dict[int, set[tuple[float, ...]]] = {}
+    for log in work_dir.glob("*/vis_data/scalars.json"):
+        for line in map(json.loads, filter(None, log.read_text().splitlines())):
+            if "loss" in line:
+                found.setdefault(line["iter"], set()).add((line["loss"], line["decode.acc_seg"], line["lr"]))
+    return found
+
+
+def scores(work_dir: Path) -> list[str]:
+    """The last score of each validation."""
+    found = re.findall(r"Iter\(val\) .*mIoU: ([\d.]+)", (work_dir / "output.txt").read_text())
+    return found[-1:]
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two checkpoints differ, bit by bit, but for times and paths."""
+    if isinstance(one, torch.Tensor):
+        same = torch.equal(one, other) and one.dtype == other.dtype
+        return [] if same else [path]
+    if isinstance(one, dict):
+        if one.keys() != other.keys():
+            return [f"{path}: {set(one) ^ set(other)}"]
+        return [d for key in one for d in differences(one[key], other[key], f"{path}.{key}")]
+    if isinstance(one, list | tuple):
+        if len(one) != len(other):
+            return [f"{path}: {len(one)} and {len(other)}"]
+        return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{path}.{i}")]
+    return [] if one == other else [f"{path}: {one} and {other}"]
+
+
+def compare(work_dir: Path, reference: Path) -> list[str]:
+    """What differs between a run that was killed and one that was not."""
+    found = []
+    for name in (f"iter_{ITERATIONS}.pth", f"iter_{ITERATIONS - 1}.pth"):
+        one, other = load_from_local(work_dir / name), load_from_local(reference / name)
+        for part in ("state_dict", "ema_state_dict", "optimizer", "param_schedulers"):
+            found += differences(one[part], other[part], f"{name} {part}")
+    mine, theirs = losses(work_dir), losses(reference)
+    found += [f"iteration {i}: {mine.get(i)}, not {theirs[i]}" for i in theirs if mine.get(i) != theirs[i]]
+    if sorted(path.name for path in work_dir.glob("*.pth")) != sorted(path.name for path in reference.glob("*.pth")):
+        found.append(f"checkpoints {sorted(path.name for path in work_dir.glob('*.pth'))}")
+    if scores(work_dir) != scores(reference):
+        found.append(f"mIoU {scores(work_dir)}, not {scores(reference)}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="runs that are killed, once each")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--processes", type=int, default=1, help="processes of each run")
+    parser.add_argument("--loop", default=LOOP, help="type of train_cfg: mmengine's IterBasedTrainLoop, to compare")
+    parser.add_argument("--work-dir", type=Path, help="empty or new folder to keep the runs in (default: temporary)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.work_dir or Path(temporary)
+        folder.mkdir(exist_ok=True)
+        data = f"data_root={write_data_set(folder / 'data')}"
+        finish(folder / "whole", data, args.processes, args.loop)
+        print(
+            f"never killed: {len(losses(folder / 'whole'))} iterations, mIoU {scores(folder / 'whole')[0]}", flush=True
+        )
+        saved = sorted(path.stat().st_mtime for path in (folder / "whole").glob("iter_*.pth"))
+        each = (saved[-1] - saved[0]) / (len(saved) - 1)
+        draw = random.Random(args.seed)
+        equal = bad = cut = 0
+        for i in range(args.kills):
+            work_dir, iteration, moment = (
+                folder / f"killed_{i}",
+                draw.randint(1, ITERATIONS),
+                draw.uniform(0, 1.5 * each),
+            )
+            kill_after(work_dir, data, args.processes, iteration, moment, args.loop)
+            parts = [str(path.name) for path in work_dir.glob(".*.part")]
+            broken = unreadable(work_dir)
+            named = work_dir / "last_checkpoint"
+            at = Path(named.read_text()).name if named.exists() else "no checkpoint"
+            finish(work_dir, data, args.processes, args.loop)
+            different = compare(work_dir, folder / "whole")
+            equal, bad, cut = equal + (not different), bad + len(broken), cut + len(parts)
+            print(
+                f"kill {i + 1:2d}, {moment * 1000:3.0f} ms after iteration {iteration:2d}, {at}"
+                f"{', while saving' if parts else ''}: "
+                f"{'bit-equal' if not different else different[:3]}; unreadable: {broken or 0}",
+                flush=True,
+            )
+        print(
+            f"{equal} of {args.kills} ended bit-equal; {bad} checkpoints were unreadable; "
+            f"{cut} kills while a checkpoint was written"
+        )
+        if equal < args.kills or bad:
+            raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mmdet.datasets import CocoDataset
+from mmengine.config import Config
+
+from apla_mm.data.data_check import DataError, check_folders
+from apla_mm.options.command_line import add_common_arguments, load_config
+
+DETECTION = Path(__file__).parents[2] / "configs/det/apla_vitb_custom.py"
+TRAIN, VAL = "annotations/instances_train.json", "annotations/instances_val.json"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """Gives a config as tools read it with these options."""
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # load_config sets both: put them back afterwards
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    add_common_arguments(parser)
+
+    def load(*options: str, config: Path = DETECTION) -> Config:
+        return load_config(parser.parse_args([str(config), *(("--cfg-options", *options) if options else ())]))
+
+    return load
+
+
+def truths(cfg: Config) -> tuple[str, str]:
+    return cfg.val_evaluator.ann_file, cfg.test_evaluator.ann_file
+
+
+@pytest.mark.parametrize(
+    ("options", "val", "test"),
+    [
+        ((), f"data/my_dataset/{VAL}", f"data/my_dataset/{VAL}"),
+        (("data_root=/a",), f"/a/{VAL}", f"/a/{VAL}"),
+        (("data_root=/a", "test_dataloader.dataset.data_root=/b"), f"/a/{VAL}", f"/b/{VAL}"),
+        (("data_root=/a", "test_dataloader.dataset.ann_file=x.json"), f"/a/{VAL}", "/a/x.json"),
+        (("val_dataloader.dataset.ann_file=/c/x.json", "data_root=/a"), "/c/x.json", f"/a/{VAL}"),
+        (("data_root=/a", "val_evaluator.ann_file=/d/y.json"), "/d/y.json", f"/a/{VAL}"),
+    ],
+)
+def test_evaluators_compare_with_the_file_of_the_data_set_they_score(
+    load: Callable[..., Config], options: tuple[str, ...], val: str, test: str
+) -> None:
+    assert truths(load(*options)) == (val, test)
+
+
+def test_each_of_several_evaluators_follows_unless_it_takes_the_truth_from_the_data(
+    load: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = tmp_path / "several.py"
+    config.write_text(
+        f"_base_ = {str(DETECTION)!r}\n"
+        "val_evaluator = [dict(type='CocoMetric', metric='bbox', ann_file='old.json'), dict(type='CocoMetric'),\n"
+        "                 dict(type='CocoMetric', metric='segm', ann_file='old.json')]\n"
+    )
+    first, second, third = load("data_root=/a", config=config).val_evaluator
+    assert (first.ann_file, second.get("ann_file"), third.ann_file) == (f"/a/{VAL}", None, f"/a/{VAL}")
+    first, _, third = load("data_root=/a", "val_evaluator.2.ann_file=y.json", config=config).val_evaluator
+    assert (first.ann_file, third.ann_file) == (f"/a/{VAL}", "y.json")
+
+
+def test_evaluator_of_several_data_sets_keeps_its_file(load: Callable[..., Config], tmp_path: Path) -> None:
+    config = tmp_path / "several.py"
+    config.write_text(
+        f"_base_ = {str(DETECTION)!r}\n"
+        "one = _base_.val_dataloader.dataset\n"
+        "val_dataloader = dict(dataset=dict(_delete_=True, type='ConcatDataset', datasets=[one, one]))\n"
+    )
+    assert truths(load("data_root=/a", config=config)) == (f"data/my_dataset/{VAL}", f"/a/{VAL}")
+
+
+def test_segmentation_config_has_no_such_file(load: Callable[..., Config]) -> None:
+    cfg = load("data_root=/a", config=DETECTION.parents[1] / "seg/apla_vitb_custom.py")
+    assert "ann_file" not in cfg.val_evaluator
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "value"),
+    [
+        ("classes=traffic light,stop sign", "classes", ["traffic light", "stop sign"]),
+        ("classes=traffic light", "classes", "traffic light"),
+        ("classes='traffic light, dog'", "classes", ["traffic light", "dog"]),
+        ("a.b=[(1, 2), (3, 4)]", "a.b", [(1, 2), (3, 4)]),
+        ("a.b=(traffic light, 1, 2.5)", "a.b", ("traffic light", 1, 2.5)),
+        ("a.b= 3", "a.b", 3),
+        ("a.b=True", "a.b", True),
+    ],
+)
+def test_spaces_inside_names_are_kept_and_others_are_not(option: str, key: str, value: object) -> None:
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser)
+    assert parser.parse_args(["--cfg-options", option]).cfg_options == {key: value}
+    assert parser.parse_args(["--cfg-options", "x=1", option]).cfg_options == {"x": 1, key: value}
+
+
+def test_options_given_in_two_goes_are_all_kept() -> None:
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser)
+    both = parser.parse_args(["--cfg-options", "classes=stop sign", "--cfg-options", "x=1"]).cfg_options
+    assert both == {"classes": "stop sign", "x": 1}
+
+
+def test_classes_of_coco_can_be_given_as_an_option(load: Callable[..., Config]) -> None:
+    names = CocoDataset.METAINFO["classes"]
+    cfg = load(f"classes={','.join(names)}")
+    assert tuple(cfg.train_dataloader.dataset.metainfo.classes) == names
+    assert cfg.model.roi_head.bbox_head.num_classes == 80
+
+
+def test_missing_parts_of_a_coco_data_set_are_named(load: Callable[..., Config], coco_root: Path) -> None:
+    cfg = load(f"data_root={coco_root}")
+    check_folders(cfg)
+    for missing, expected in (
+        (TRAIN, rf"train_dataloader\.dataset: ann_file '{coco_root}/{TRAIN}' does not exist"),
+        ("images", rf"train_dataloader\.dataset: data_prefix\.img '{coco_root}/images/' does not exist"),
+    ):
+        (coco_root / missing).rename(coco_root / "moved")
+        with pytest.raises(DataError, match=expected):
+            check_folders(cfg)
+        (coco_root / "moved").rename(coco_root / missing)
+
+
+def test_missing_file_of_an_evaluator_is_named(load: Callable[..., Config], coco_root: Path) -> None:
+    cfg = load(f"data_root={coco_root}", "test_evaluator.ann_file=no.json")
+    check_folders(cfg, ("train_dataloader", "val_dataloader"))
+    with pytest.raises(DataError) as error:
+        check_folders(cfg)
+    assert str(error.value) == (
+        f"test_evaluator: ann_file 'no.json' does not exist (looked in {Path.cwd()}); set test_evaluator.ann_file to "
+        "the annotation file of the data set that is evaluated"
+    )
+
+
+def test_what_is_kept_elsewhere_is_not_looked_for(load: Callable[..., Config]) -> None:
+    check_folders(load("data_root=s3://bucket/coco"))

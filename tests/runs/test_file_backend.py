@@ -1,0 +1,132 @@
+import errno
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import apla_mm  # noqa: F401  registers the backend
+
+# isort: split
+import pytest
+from mmengine.fileio import get_file_backend, put, put_text
+
+from apla_mm.runs.file_backend import AtomicLocalBackend
+
+
+def test_mmengines_writers_use_it(tmp_path: Path) -> None:
+    assert isinstance(get_file_backend(tmp_path / "file"), AtomicLocalBackend)
+    assert isinstance(get_file_backend(backend_args=dict(backend="local")), AtomicLocalBackend)
+    put(b"bytes", str(tmp_path / "new/folder/one.bin"))
+    put_text("Wörter", tmp_path / "two.txt")
+    put_text("mehr", tmp_path / "two.txt")
+    assert (tmp_path / "new/folder/one.bin").read_bytes() == b"bytes"
+    assert (tmp_path / "two.txt").read_text(encoding="utf-8") == "mehr"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "new", "one.bin", "two.txt"]
+
+
+def test_disk_that_is_full_leaves_the_old_file_and_says_how_much_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    put(b"old", path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"not written; it needs 4\.0 MiB, and [\d.]+ MiB are free.*file\.bin"):
+            put(bytes(4 * 2**20), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=f"not written.*{tmp_path}/file/below"):
+        put(b"bytes", tmp_path / "file/below")
+
+
+def test_links_and_modes_stay_and_pipes_are_written_to(tmp_path: Path) -> None:
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    target.write_bytes(b"old")
+    target.chmod(0o604)
+    link.symlink_to(target)
+    put(b"new", link)
+    assert link.is_symlink() and target.read_bytes() == b"new" and target.stat().st_mode & 0o777 == 0o604
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    put(b"through", pipe)
+    assert reader.communicate()[0] == b"through" and pipe.is_fifo()
+
+
+def test_file_system_that_cannot_sync_folders_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not here")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    put(b"bytes", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"bytes"
+
+
+def test_writers_of_before_the_import_use_it_too(tmp_path: Path) -> None:
+    script = (
+        "from mmengine.fileio import put_text, get_file_backend\n"
+        f"put_text('one', {str(tmp_path / 'file')!r})\n"
+        "import apla_mm\n"
+        f"print(type(get_file_backend({str(tmp_path)!r}, enable_singleton=True)).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "AtomicLocalBackend"
+
+
+PAIR = """
+import sys, time
+from pathlib import Path
+from mmengine.fileio import put
+import apla_mm
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(100):
+    put(bytes(2**18), sys.argv[1])
+"""
+
+
+def test_processes_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
+    path, pipes = tmp_path / "file.bin", dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    writers = [subprocess.Popen([sys.executable, "-c", PAIR, str(path)], text=True, **pipes) for _ in range(2)]
+    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 2
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    assert [writer.communicate()[1] for writer in writers] == ["", ""]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+WRITER = """
+import sys
+from mmengine.fileio import put
+import apla_mm
+for i in range(10**9):
+    put(bytes([i % 256]) * 2**24, sys.argv[1])
+    if i == 2:
+        print("writing", flush=True)
+"""
+
+
+def test_file_is_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    for kill in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writing\n"
+        time.sleep(0.05 + 0.013 * kill)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.communicate()
+        content = path.read_bytes()
+        assert len(content) == 2**24 and content == content[:1] * 2**24

@@ -1,0 +1,525 @@
+"""Runs that save deltas, against runs that save whole checkpoints."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apla_mm  # noqa: F401  before timm
+
+# isort: split
+import numpy as np
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.data import DataLoader
+
+from apla_mm.delta import DeltaError, load_delta
+from apla_mm.delta.base_file import save_base
+from apla_mm.runs import packed_state
+from apla_mm.runs.checkpoint_reader import load_from_local, read_pickle
+from apla_mm.tuning.apla_hook import APLAHook
+
+
+class Score(BaseMetric):
+    """Rises until the third validation, and falls then."""
+
+    scores: list[float]
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results.append(0)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        return {"score": self.scores.pop(0)}
+
+
+def train(
+    make_runner: Callable[..., Runner],
+    model: nn.Module,
+    folder: Path,
+    save: str,
+    iterations: int = 4,
+    hooks: tuple[Hook, ...] = (),
+    apla: dict | None = None,
+    max_keep_ckpts: int = -1,
+    **settings: Any,
+) -> Runner:
+    metric = Score()
+    metric.scores = [1.0, 3.0, 2.0, 1.0]
+    defaults: dict[str, Any] = dict(
+        work_dir=str(folder),
+        train_cfg=dict(type="ResumableTrainLoop", max_iters=iterations, val_interval=2),
+        val_dataloader=DataLoader([dict(inputs=torch.zeros(3, 32, 32), labels=0)] * 2, batch_size=2),
+        val_cfg=dict(),
+        val_evaluator=Evaluator(metric),
+        param_scheduler=[dict(type="CosineAnnealingLR", by_epoch=False, T_max=8, end=8)],
+        randomness=dict(seed=3),
+        default_hooks=dict(
+            checkpoint=dict(
+                type="AtomicCheckpointHook",
+                by_epoch=False,
+                interval=1,
+                max_keep_ckpts=max_keep_ckpts,
+                save_best="score",
+                rule="greater",
+            ),
+            resume_check=dict(type="ResumeCheckHook"),
+        ),
+        custom_hooks=[dict(type="APLAHook", save=save, **(apla or {})), dict(type="EMAHook", momentum=0.2), *hooks],
+    )
+    runner = make_runner(model, **{**defaults, **settings})
+    runner.train()
+    return runner
+
+
+def tensors(node: Any, path: str = "") -> dict[str, torch.Tensor]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    found = {name: t for key, child in children for name, t in tensors(child, f"{path}.{key}").items()}
+    return {path: node} if isinstance(node, torch.Tensor) else found
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Bit by bit, in any order."""
+    left, right = tensors(one), tensors(other)
+    assert left and left.keys() == right.keys()
+    assert [k for k in left if left[k].dtype != right[k].dtype or not torch.equal(left[k], right[k])] == []
+
+
+@pytest.fixture
+def fresh(tiny_classifier: nn.Module) -> Callable[[], nn.Module]:
+    """Gives models with the same weights."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return type(tiny_classifier)(apla=dict(r=8))
+
+    return make
+
+
+@pytest.fixture
+def whole(fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path) -> Path:
+    """The folder of a run that saved whole checkpoints and was never cut."""
+    train(make_runner, fresh(), tmp_path / "whole", "full")
+    return tmp_path / "whole"
+
+
+def deltas(folder: Path) -> list[str]:
+    return sorted(path.name.removesuffix(".delta.safetensors") for path in folder.glob("*.delta.safetensors"))
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.pth"))
+
+
+@pytest.mark.parametrize("save", ["delta", "both"])
+def test_everything_that_is_saved_reads_as_the_whole_checkpoint(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path, whole: Path, save: str
+) -> None:
+    folder = tmp_path / save
+    train(make_runner, fresh(), folder, save)
+    assert deltas(folder) == checkpoints(folder) == checkpoints(whole)
+    for name in checkpoints(whole):
+        full, read = load_from_local(whole / f"{name}.pth"), load_from_local(folder / f"{name}.pth")
+        assert_same(full["state_dict"], load_from_local(folder / f"{name}.delta.safetensors")["state_dict"])
+        for part in ("state_dict", "ema_state_dict", "optimizer"):
+            assert (part in read) == (part in full)
+            if part in full:
+                assert_same(full[part], read[part])
+        assert full.get("param_schedulers") == read.get("param_schedulers")
+        versions = read["state_dict"]._metadata
+        assert versions and versions.items() <= full["state_dict"]._metadata.items()
+        raw = read_pickle(folder / f"{name}.pth", "cpu")
+        if save == "both":
+            assert_same(full["state_dict"], raw["state_dict"])
+            continue
+        kinds = {str(key).partition("/")[0] for key in raw["state_dict"] if key is not None}
+        assert kinds == {"channels", "rows", "tensors"}
+        named = {key.partition("/")[2] for key in raw["state_dict"] if key and key.startswith("tensors/")}
+        assert named == {"head.weight", "head.bias"}
+        assert {len(t) for key, t in raw["state_dict"].items() if key and not key.startswith("tensors/")} == {8}
+
+
+def test_versions_of_modules_are_kept(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    model = fresh()
+    model.head._version = 3
+    train(make_runner, model, tmp_path, "delta")
+    for name in ("iter_4.pth", "iter_4.delta.safetensors"):
+        versions = load_from_local(tmp_path / name)["state_dict"]._metadata
+        assert versions["head"] == {"version": 3} and versions["idle"] == {"version": 1}
+    assert load_from_local(tmp_path / "iter_4.pth")["ema_state_dict"]._metadata["module.head"] == {"version": 3}
+
+
+def test_means_of_weights_are_what_deltas_hold(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    runner = train(make_runner, fresh(), tmp_path / "work", "delta")
+    (ema,) = (hook for hook in runner.hooks if type(hook).__name__ == "EMAHook")
+    delta = load_from_local(tmp_path / "work/iter_4.delta.safetensors")["state_dict"]
+    assert_same(dict(ema.ema_model.module.state_dict()), delta)
+    assert not torch.equal(runner.model.state_dict()["head.weight"], delta["head.weight"])
+
+
+@pytest.mark.parametrize("place", ["here", "elsewhere", "bases"])
+def test_resumed_run_gives_the_weights_of_one_that_was_never_cut(
+    fresh: Callable[[], nn.Module],
+    make_runner: Callable[..., Runner],
+    tmp_path: Path,
+    whole: Path,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("APLA_MM_BASES", "")
+    apla = dict(base_dir=str(tmp_path / "store")) if place == "bases" else {}
+    first = tmp_path / "first"
+    train(make_runner, fresh(), first, "delta", iterations=2, apla=apla)
+    second = first if place != "elsewhere" else tmp_path / "second"
+    monkeypatch.setenv("APLA_MM_BASES", "")  # as in a new process
+    torch.manual_seed(5)  # other random weights, and nothing of them may stay
+    other = type(fresh())(apla=dict(r=8))
+    resumed = dict(resume=True, load_from=None if second == first else str(first / "iter_2.pth"))
+    train(make_runner, other, second, "delta", apla=apla, **resumed)
+    full, read = load_from_local(whole / "iter_4.pth"), load_from_local(second / "iter_4.pth")
+    for part in ("state_dict", "ema_state_dict", "optimizer"):
+        assert_same(full[part], read[part])
+    assert full["param_schedulers"] == read["param_schedulers"]
+    names = {path.name for path in tmp_path.rglob("base-*.safetensors")}
+    assert len(names) == 1
+    folder = tmp_path / "store" if place == "bases" else second
+    assert [path.name for path in folder.glob("base-*")] == list(names)
+    assert bool(list(first.glob("base-*"))) == (place != "bases")
+
+
+def test_base_holds_the_weights_that_training_began_with_whatever_was_resumed(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    begin = {name: tensor.clone() for name, tensor in fresh().state_dict().items()}
+    begin["backbone.vit.pos_embed"] += 1  # of load_from, not of the model that was built
+    torch.save(dict(state_dict=begin), tmp_path / "begin.pth")
+    work = tmp_path / "work"
+    train(make_runner, fresh(), work, "delta", iterations=2, load_from=str(tmp_path / "begin.pth"))
+    train(make_runner, fresh(), work, "delta", resume=True)
+    (base,) = work.glob("base-*.safetensors")
+    frozen = {name: tensor for name, tensor in begin.items() if not name.startswith("head.")}
+    assert_same(load_file(base), frozen)
+
+
+def test_deltas_are_removed_with_their_checkpoints(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "mine.delta.safetensors").write_bytes(b"kept for another reason")
+    (work / ".iter_1.delta.safetensors.node.17.part").write_bytes(b"half")
+    train(make_runner, fresh(), work, "delta", max_keep_ckpts=3)
+    kept = ["best_score_iter_4", "iter_2", "iter_3", "iter_4"]
+    assert checkpoints(work) == kept and deltas(work) == sorted([*kept, "mine"])
+    assert not list(work.glob(".*.part"))
+    train(make_runner, fresh(), work, "delta", iterations=5, max_keep_ckpts=1, resume=True)
+    assert checkpoints(work) == ["best_score_iter_4", "iter_5"] == deltas(work)[:2]
+    assert deltas(work)[2:] == ["mine"]
+
+
+def test_header_tells_what_was_trained_and_how_well(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    plain = type(fresh())()
+    train(make_runner, plain, tmp_path / "work", "both", apla=dict(r=4, seed=7, blocks=[0], train_norm=True))
+    header = load_delta(tmp_path / "work/iter_3.delta.safetensors").header
+    assert (header.r, header.seed, header.iteration, header.metrics) == (4, 7, 3, {})
+    train(make_runner, fresh(), tmp_path / "adapted", "both", iterations=1)  # which the backbone did by itself
+    adapted = load_delta(tmp_path / "adapted/iter_1.delta.safetensors").header
+    assert (adapted.r, adapted.seed, adapted.selection["blocks"]) == (8, 0, [0, 1])
+    best = load_delta(tmp_path / "work/best_score_iter_4.delta.safetensors").header
+    assert (best.iteration, best.metrics) == (4, {"score": 3.0})
+    assert header.selection["blocks"] == [0] and header.selection["train"]["norm"] is True
+    assert Path(tmp_path / "work" / header.extra["base_file"]).is_file()
+    assert {"apla_mm", "torch", "mmengine"} <= header.versions.keys()
+    written = read_pickle(tmp_path / "work/iter_3.pth", "cpu")["meta"]
+    assert header.config == written["cfg"]
+
+
+class Moves(Hook):
+    """Changes what is frozen: a parameter, and a row of a projection that was not chosen."""
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        layer = runner.model.backbone.vit.blocks[1].attn.proj
+        row = next(i for i in range(32) if i not in layer.trained.channels)
+        with torch.no_grad():
+            runner.model.idle.weight += 1
+            layer.weight[row] += 1
+
+
+def test_what_is_frozen_and_moves_nevertheless_is_saved_whole(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    read = []
+    for save in ("full", "delta"):
+        train(make_runner, fresh(), tmp_path / save, save, hooks=(Moves(),), apla=dict(prove=False))
+        read.append(load_from_local(tmp_path / save / "iter_4.pth"))
+    for part in ("state_dict", "ema_state_dict"):
+        assert_same(read[0][part], read[1][part])
+    assert_same(read[0]["state_dict"], load_from_local(tmp_path / "delta/iter_4.delta.safetensors")["state_dict"])
+    delta = load_delta(tmp_path / "delta/iter_4.delta.safetensors")
+    whole = {"idle.weight", *(f"backbone.vit.blocks.1.attn.proj.{kind}" for kind in ("weight", "bias"))}
+    assert delta.tensors.keys() == {"head.weight", "head.bias", *whole}
+    assert delta.channels.keys() == {"backbone.vit.blocks.0.attn.proj"}
+
+
+class MovesOnce(Hook):
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        if runner.iter == 0:
+            runner.model.idle.weight.data += 1
+
+
+class Diverges(Hook):
+    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        if runner.iter == 2:
+            runner.model.head.weight.data[0, 0] = float("nan")
+
+
+def test_nan_is_not_saved(fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path) -> None:
+    told = r"iter_3\.delta\.safetensors' was not written.*NaN or infinity in .*'head\.weight'"
+    with pytest.raises(RuntimeError, match=rf"{told}.*; the last checkpoint is '{tmp_path}/iter_2\.pth'"):
+        train(make_runner, fresh(), tmp_path, "delta", hooks=(Diverges(),), apla=dict(prove=False))
+    assert checkpoints(tmp_path)[-1] == deltas(tmp_path)[-1] == "iter_2"
+
+
+def test_what_cannot_be_written_costs_no_checkpoint(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    (tmp_path / "iter_3.delta.safetensors").mkdir()  # a folder in the way stands for a disk that is full
+    with pytest.raises(RuntimeError, match=rf"the last checkpoint is '{tmp_path}/iter_2\.pth'"):
+        train(make_runner, fresh(), tmp_path, "delta", max_keep_ckpts=1)
+    assert load_from_local(tmp_path / "iter_2.pth")["meta"]["iter"] == 2
+
+
+@pytest.fixture
+def cut(fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path) -> Path:
+    """The folder of a run of two iterations."""
+    train(make_runner, fresh(), tmp_path / "cut", "delta", iterations=2)
+    return tmp_path / "cut"
+
+
+@pytest.mark.parametrize("save", ["delta", "both"])
+def test_run_without_its_base_is_not_resumed(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path, save: str
+) -> None:
+    train(make_runner, fresh(), tmp_path, save, iterations=2)
+    (base,) = tmp_path.glob("base-*")
+    base.unlink()
+    model = fresh()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises((DeltaError, RuntimeError), match=rf"needs its base, the file '{base.name}'"):
+        train(make_runner, model, tmp_path, save, resume=True)
+    assert not list(tmp_path.glob("base-*"))
+    if save == "delta":
+        assert_same(before, dict(model.state_dict()))
+
+
+def test_run_with_another_base_under_that_name_is_not_resumed(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], cut: Path
+) -> None:
+    (base,) = cut.glob("base-*")
+    state = load_file(base)
+    state["idle.weight"] += 1
+    save_file(state, base)
+    model = fresh()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(DeltaError, match="by its tensors it would be called"):
+        train(make_runner, model, cut, "delta", resume=True)
+    assert_same(before, dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("save", ["delta", "both"])
+def test_run_in_which_what_is_frozen_has_moved_is_resumed(
+    fresh: Callable[[], nn.Module],
+    make_runner: Callable[..., Runner],
+    tmp_path: Path,
+    save: str,
+) -> None:
+    for work, iterations in (("whole", 4), ("work", 2)):
+        train(make_runner, fresh(), tmp_path / work, save, iterations, (MovesOnce(),), dict(prove=False))
+    train(make_runner, fresh(), tmp_path / "work", save, apla=dict(prove=False), resume=True)
+    read = [load_from_local(tmp_path / work / "iter_4.pth") for work in ("whole", "work")]
+    assert_same(read[0]["state_dict"], read[1]["state_dict"])
+    assert_same(read[1]["state_dict"], load_from_local(tmp_path / "work/iter_4.delta.safetensors")["state_dict"])
+    log = "".join(path.read_text() for path in (tmp_path / "work").glob("*/*.log"))
+    assert re.search(
+        r"1 of \d+ tensors that do not train are not those of the base .* saved whole: 'idle\.weight'", log
+    )
+
+
+@pytest.mark.parametrize("change", ["differ", "lack"])
+def test_whole_checkpoint_of_another_base_is_not_resumed(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path, change: str
+) -> None:
+    train(make_runner, fresh(), tmp_path, "both", iterations=2)
+    (base,) = tmp_path.glob("base-*")
+    state = load_file(base)
+    other = {n: t + 1 for n, t in state.items()} if change == "differ" else {"idle.weight": state["idle.weight"]}
+    path = save_base(other, tmp_path)
+    checkpoint = load_from_local(tmp_path / "iter_2.pth")
+    checkpoint["meta"]["apla_mm_base"] = path.name
+    torch.save(checkpoint, tmp_path / "iter_2.pth")
+    message = "all of its tensors differ" if change == "differ" else "'backbone.* are in one alone"
+    with pytest.raises(RuntimeError, match=f"{path}' is not the base of the run that is resumed: {message}"):
+        train(make_runner, fresh(), tmp_path, "both", resume=True)
+
+
+def without_idle(model: nn.Module, renamed: bool) -> nn.Module:
+    """The same model, in which all that is frozen has names that begin alike."""
+    del model.idle
+    if renamed:
+        backbone = property(lambda self: self.encoder)
+        model.encoder = model.backbone
+        del model.backbone
+        model.__class__ = type("Renamed", (type(model),), dict(backbone=backbone))
+    return model
+
+
+def test_base_is_shared_by_runs_that_call_it_otherwise(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    apla = dict(base_dir=str(tmp_path / "store"))
+    train(make_runner, without_idle(fresh(), False), tmp_path / "one", "delta", apla=apla)
+    train(make_runner, without_idle(fresh(), True), tmp_path / "other", "delta", iterations=2, apla=apla)
+    assert len(list((tmp_path / "store").glob("*"))) == 1
+    train(make_runner, without_idle(fresh(), True), tmp_path / "other", "delta", apla=apla, resume=True)
+    one, other = (load_from_local(tmp_path / name / "iter_4.delta.safetensors") for name in ("one", "other"))
+    assert_same({k.replace("backbone", "encoder"): v for k, v in one["state_dict"].items()}, other["state_dict"])
+
+
+def test_infinite_buffer_is_refused_before_training(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    model = fresh()
+    model.head.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+    with pytest.raises(RuntimeError, match=r"NaN or infinity in 'head\.mask'.*persistent=False"):
+        train(make_runner, model, tmp_path, "delta")
+    assert not checkpoints(tmp_path)
+
+
+def test_metainfo_comes_back_as_it_was(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    meta = dict(classes=("a", "b"), palette=[(1, 2, 3), (4, 5, 6)], label_map={0: 1, 1: 0}, pairs={(0, 1): "x"})
+
+    class Told(Hook):
+        def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+            checkpoint["meta"]["dataset_meta"] = {**meta, "array": np.arange(2)}
+            checkpoint["meta"]["odd"] = object
+
+    train(make_runner, fresh(), tmp_path, "both", iterations=2, hooks=(Told(),))
+    read = load_from_local(tmp_path / "iter_2.delta.safetensors")["meta"]
+    assert read["dataset_meta"] == {**meta, "array": [0, 1]} and read["iter"] == 2
+    assert type(read["dataset_meta"]["palette"][0]) is tuple
+    log = "".join(path.read_text() for path in tmp_path.glob("*/*.log"))
+    assert "a delta cannot hold 'odd' of the checkpoint's meta" in log
+
+
+@pytest.mark.parametrize("difference", ["classes", "prefix", "part"])
+def test_delta_of_another_model_is_refused_and_nothing_loaded(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], cut: Path, difference: str
+) -> None:
+    for name in ("iter_2.delta.safetensors", "iter_2.pth"):
+        model: nn.Module = fresh()
+        if difference == "classes":
+            model.head = nn.Linear(32, 7)
+            told = r"'head\.bias \(\(3,\), not \(7,\)\)', 'head\.weight .*are of another shape"
+        elif difference == "prefix":
+            model = nn.ModuleDict(dict(net=model))
+            told = r"it lacks 'net\.backbone.*; the model lacks 'backbone"
+        else:
+            model.extra = nn.Linear(2, 2)
+            told = r"it lacks 'extra\.bias', 'extra\.weight'"
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        with pytest.raises(DeltaError, match=rf"{name}' is not of this model, and nothing was loaded: .*{told}"):
+            load_checkpoint(model, str(cut / name))
+        if difference == "classes":
+            with pytest.raises(DeltaError, match=told):
+                make_runner(model, load_from=str(cut / name)).train()
+        assert_same(before, dict(model.state_dict()))
+
+
+def test_delta_is_loaded_into_a_model_that_lacks_some_of_it(fresh: Callable[[], nn.Module], cut: Path) -> None:
+    model = fresh()
+    expected = load_from_local(cut / "iter_2.delta.safetensors")["state_dict"]
+    del model.idle
+    load_checkpoint(model, str(cut / "iter_2.delta.safetensors"))
+    assert_same(dict(model.state_dict()), {k: v for k, v in expected.items() if not k.startswith("idle")})
+
+
+def test_means_on_a_gpu_are_saved_from_there() -> None:
+    with FakeTensorMode():
+        state = {"proj.weight": torch.empty(4, 2, device="cuda"), "head.weight": torch.empty(3, 4, device="cuda")}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packed_state, "base_digests", lambda tensors, channels: dict.fromkeys(tensors, "0" * 64))
+            delta = packed_state.delta_of_state(state, {"proj.weight": "0" * 64}, {"proj": torch.tensor([1, 3])})
+    assert delta.rows["proj.weight"].shape == (2, 2) and delta.tensors.keys() == {"head.weight"}
+    assert {t.device.type for t in (*delta.rows.values(), *delta.tensors.values())} == {"cpu"}
+
+
+def test_run_that_saved_no_deltas_is_not_resumed_with_them(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], whole: Path
+) -> None:
+    settings = dict(resume=True, load_from=str(whole / "iter_2.pth"), iterations=4)
+    hooks = dict(
+        checkpoint=dict(type="AtomicCheckpointHook", by_epoch=False),
+        resume_check=dict(type="ResumeCheckHook", allow="custom_hooks"),
+    )
+    with pytest.raises(ValueError, match="names no base file.*resume with save='full'"):
+        train(make_runner, fresh(), whole, "delta", default_hooks=hooks, **settings)
+
+
+def test_delta_is_not_resumed_and_the_checkpoint_beside_it_named(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], cut: Path
+) -> None:
+    delta = cut / "iter_2.delta.safetensors"
+    with pytest.raises(ValueError, match=rf"no optimizer.*resume from '{cut}/iter_2\.pth'"):
+        train(make_runner, fresh(), cut, "delta", resume=True, load_from=str(delta))
+    (cut / "iter_2.pth").unlink()
+    with pytest.raises(ValueError, match=r"resume from a \.pth of the run"):
+        train(make_runner, fresh(), cut, "full", resume=True, load_from=str(delta))
+
+
+@pytest.mark.parametrize("name", ["iter_2.pth", "iter_2.delta.safetensors"])
+def test_training_begins_with_the_weights_of_a_delta(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], cut: Path, tmp_path: Path, name: str
+) -> None:
+    torch.manual_seed(5)
+    runner = make_runner(type(fresh())(apla=dict(r=8)), load_from=str(cut / name))
+    runner.load_or_resume()
+    assert_same(dict(runner.model.state_dict()), load_from_local(cut / "iter_2.delta.safetensors")["state_dict"])
+
+
+def test_mmengine_alone_does_not_take_a_checkpoint_without_what_is_frozen(
+    fresh: Callable[[], nn.Module], cut: Path
+) -> None:
+    raw = read_pickle(cut / "iter_2.pth", "cpu")  # without the base
+    model = fresh()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(TypeError):
+        _load_checkpoint_to_model(model, raw)
+    assert_same(before, dict(model.state_dict()))
+
+
+def test_another_checkpoint_hook_is_refused(
+    fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"default_hooks\.checkpoint\.type='AtomicCheckpointHook'"):
+        train(make_runner, fresh(), tmp_path, "delta", default_hooks=dict(checkpoint=dict(type="CheckpointHook")))
+    with pytest.raises(ValueError, match=r"save='deltas' must be one of 'full', 'delta', 'both'"):
+        APLAHook(save="deltas")
+
+
+def test_only_whole_checkpoints_are_saved_unless_asked(whole: Path) -> None:
+    assert not list(whole.glob("*.safetensors"))
+    assert "apla_mm_base" not in load_from_local(whole / "iter_4.pth")["meta"]
