@@ -1,18 +1,26 @@
-"""APLA for dense prediction: importing the package registers its parts with OpenMMLab, where that is installed."""
+"""APLA for dense prediction. Importing the package loads torch alone, and changes nothing of what others have.
 
+Where mmengine is installed, the package's parts are registered with it as soon as both are imported, in either order.
+"""
+
+import sys
 from importlib.util import find_spec
 
-from ._torchvision import ensure_torchvision_ops
 from .method import PartialLinear, Report, adapt, merge, register_attention
 
 __version__ = "0.1.0"
-
-ensure_torchvision_ops()
-if find_spec("mmengine") is not None:
-    from . import registration  # noqa: F401
 
 __all__ = ["PartialLinear", "Report", "adapt", "merge", "register_attention"]
 if find_spec("safetensors") is not None:
     from .tasks import TaskSwitch, task
 
     __all__ += ["TaskSwitch", "task"]
+
+if "mmengine" in sys.modules:
+    from . import registration  # noqa: F401
+elif find_spec("mmengine") is not None:
+    from importlib import import_module
+
+    from wrapt import when_imported
+
+    when_imported("mmengine")(lambda mmengine: import_module("apla_mm.registration"))

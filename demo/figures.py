@@ -14,7 +14,7 @@ COLOURS = ("#8d99ae", "#d1495b", "#30638e")
 
 
 def draw_predictions(methods: dict[str, list[dict[str, Any]]], palette: list[list[int]], path: Path) -> None:
-    """One row per scene: picture, truth, and what each method made of it.
+    """One row per scene: image, truth, and what each method made of it.
 
     Args:
         methods: for each method its scenes, with ``image`` uint8 (H, W, 3) and ``truth``, ``prediction`` int (H, W).
@@ -30,10 +30,10 @@ def draw_predictions(methods: dict[str, list[dict[str, Any]]], palette: list[lis
     }
     shape = (len(scenes), len(columns))
     fig, axes = plt.subplots(*shape, figsize=(2 * shape[1], 2 * shape[0] + 0.7), layout="constrained", squeeze=False)
-    for column, (name, pictures) in zip(axes.T, columns.items(), strict=True):
+    for column, (name, images) in zip(axes.T, columns.items(), strict=True):
         column[0].set_title(name, fontsize=13)
-        for axis, picture in zip(column, pictures, strict=True):
-            axis.imshow(picture, interpolation="nearest")
+        for axis, image in zip(column, images, strict=True):
+            axis.imshow(image, interpolation="nearest")
             axis.set_axis_off()
     keys = [Patch(color=colours[d + 1] / 255, label=str(d)) for d in range(10)]
     fig.legend(handles=keys, loc="outside lower center", ncols=10, frameon=False, fontsize=12, handlelength=1)

@@ -36,8 +36,8 @@ def make_dataset(root: Path, seed: int = 0) -> None:
                 _write(annotations / name, mask)
 
 
-def _write(path: Path, picture: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), picture):
+def _write(path: Path, image: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), image):
         raise OSError(f"'{path}' could not be written")
 
 

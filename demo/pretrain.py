@@ -1,6 +1,6 @@
 """Pretrains the demo's small ViT on another task of the same domain: naming digits and writing them anew.
 
-Each picture is four small scenes side by side with one digit each, of the ``pretrain`` pool. From the mean of a
+Each image is four small scenes side by side with one digit each, of the ``pretrain`` pool. From the mean of a
 quarter's tokens the model tells the class of its digit, and its 8 x 8 pixels as they were before it was enlarged,
 turned and set into the scene. Where the digit lies it is never told.
 
@@ -15,9 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import numpy as np
 import timm
 import torch
@@ -29,7 +26,7 @@ from torch import Tensor
 
 MODEL_NAME = "vit_tiny_patch16_224"
 MODEL_KWARGS = dict(img_size=96, patch_size=8, embed_dim=128, depth=6, num_heads=4)
-GRID = 12  # patches along each side of a picture
+GRID = 12  # patches along each side of an image
 QUARTER = 48  # pixels along each side of a quarter
 MEAN, STD = 127.5, 64.0  # as in the configs' data preprocessor
 GLYPH_WEIGHT = 30.0  # both losses then start alike
@@ -40,7 +37,7 @@ def make_quarters(digits: Digits, count: int, seed: int) -> tuple[Tensor, Tensor
     """Draws scenes of one digit each.
 
     Returns:
-        The pictures, uint8 (count, 3, 48, 48); the digits' strokes, 0 or 255, uint8 (count, 1, 48, 48); their
+        The images, uint8 (count, 3, 48, 48); the digits' strokes, 0 or 255, uint8 (count, 1, 48, 48); their
         classes, int64 (count,); and how they were written, float32 (count, 64).
     """
     rng = np.random.default_rng(seed)
@@ -56,8 +53,8 @@ def make_quarters(digits: Digits, count: int, seed: int) -> tuple[Tensor, Tensor
 
 def read_digits(model: torch.nn.Module, quarters: Tensor) -> tuple[Tensor, Tensor]:
     """Puts quarters (4 B, 3, 48, 48) together by fours; gives each digit's logits (4 B, 10) and pixels (4 B, 64)."""
-    pictures = quarters.unflatten(0, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-    tokens = model.forward_features((pictures - MEAN) / STD)[:, 1:]
+    images = quarters.unflatten(0, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    tokens = model.forward_features((images - MEAN) / STD)[:, 1:]
     means = tokens.unflatten(1, (2, GRID // 2, 2, GRID // 2)).mean((2, 4))
     logits, glyphs = model.head(means.flatten(0, 2)).split([10, 64], 1)
     return logits, glyphs

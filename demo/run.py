@@ -15,9 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # noqa: F401  before torchvision
-
-# isort: split
 import torch
 from costs import ROUNDS, activation_mib, step_times, trained_parameters
 from figures import draw_losses, draw_predictions
@@ -49,7 +46,7 @@ class Result:
 
 
 def predict(runner: Runner, count: int) -> list[dict[str, Any]]:
-    """Pictures uint8 (H, W, 3), true and predicted label maps int64 (H, W) of the first validation scenes."""
+    """Images uint8 (H, W, 3), true and predicted label maps int64 (H, W) of the first validation scenes."""
     dataset = runner.val_dataloader.dataset
     runner.model.eval()
     scenes = []

@@ -1,6 +1,6 @@
 """Cluttered scenes of handwritten digits, with the class of every pixel.
 
-The digits are scikit-learn's ``load_digits``: 1797 grey 8 x 8 pictures of real handwriting, shipped with the package.
+The digits are scikit-learn's ``load_digits``: 1797 grey 8 x 8 images of real handwriting, shipped with the package.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def make_scene(
         clutter: how many distractors lie beneath the digits.
 
     Returns:
-        The picture, uint8 (size, size, 3) RGB; the classes of its pixels, uint8 (size, size), 0 for background and
+        The image, uint8 (size, size, 3) RGB; the classes of its pixels, uint8 (size, size), 0 for background and
         ``d + 1`` for the strokes of digit ``d``; and which of ``digits`` it holds.
     """
     image = _background(rng, size)

@@ -6,7 +6,7 @@ From the repository's root::
 
 A segmentor of mmseg and a detector of mmdet hold one backbone, each with its own head, and take turns on it; both are
 compared with two models of their own. Weights are random unless --weights names some; deltas too, unless --seg and
---det name files that --save has written. The picture is one that scikit-learn brings along.
+--det name files that --save has written. The image is one that scikit-learn brings along.
 """
 
 import argparse
@@ -19,9 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # before torchvision
-
-# isort: split
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
@@ -35,6 +32,7 @@ from rich.table import Table
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
+import apla_mm
 from apla_mm.delta import Delta, apply_delta, extract_delta, load_delta, save_delta
 from apla_mm.models import APLAViT
 
@@ -87,12 +85,12 @@ def trained_from(model: BaseModel, r: int | str, seed: int) -> Delta:
     return extract_delta(trained, r=r, seed=seed)
 
 
-def run(model: BaseModel, picture: Tensor) -> BaseDataElement:
+def run(model: BaseModel, image: Tensor) -> BaseDataElement:
     sample = (SegDataSample if hasattr(model, "decode_head") else DetDataSample)()
-    size = tuple(picture.shape[1:])
+    size = tuple(image.shape[1:])
     sample.set_metainfo(dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0)))
     with torch.no_grad():
-        return model.test_step(dict(inputs=[picture], data_samples=[sample]))[0]
+        return model.test_step(dict(inputs=[image], data_samples=[sample]))[0]
 
 
 def tensors_of(result: BaseDataElement) -> list[Tensor]:
@@ -156,7 +154,7 @@ def main() -> None:
         parser.error("--swaps must be at least 2")
     console = Console(width=120)
     torch.manual_seed(0)
-    picture = torch.from_numpy(load_sample_image("china.jpg")[:416, :640].copy()).permute(2, 0, 1)
+    image = torch.from_numpy(load_sample_image("china.jpg")[:416, :640].copy()).permute(2, 0, 1)
 
     backbone = APLAViT(args.model, pretrained=args.weights or False)
     backbone.init_weights()
@@ -178,8 +176,8 @@ def main() -> None:
 
     for name, model in models.items():
         with switch(name):
-            result = run(model, picture)
-        alone = run(own[name], picture)
+            result = run(model, image)
+        alone = run(own[name], image)
         same = all(torch.equal(a, b) for a, b in zip(tensors_of(result), tensors_of(alone), strict=True))
         relation = "equal to the bit to" if same else "NOT EQUAL to"
         console.print(f"{name}: {told(result)}, {relation} that of a model of its own", highlight=False)

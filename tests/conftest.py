@@ -34,10 +34,10 @@ def assert_same() -> Callable[[Any, Any], None]:
 
 
 def _draw_scene(scene: int) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """A picture of a square and a disc, in the first also of a crowd, and their annotations."""
+    """An image of a square and a disc, in the first also of a crowd, and their annotations."""
     noise = np.random.default_rng(scene).integers(0, 120, (12, 16, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((64, 48))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(noise).resize((64, 48))
+    draw = ImageDraw.Draw(image)
     x, y, side = 3 + 2 * scene, 5 + scene, 18
     draw.rectangle((x, y, x + side - 1, y + side - 1), fill=(230, 60, 40))
     radius, centre = 10, np.array([46.0 - scene, 30.0 - scene])
@@ -60,33 +60,33 @@ def _draw_scene(scene: int) -> tuple[Image.Image, list[dict[str, Any]]]:
         # counts go down the columns: 40 pixels outside, 8 inside, 64 times
         crowd = dict(size=[48, 64], counts=[40, 8] * 64)
         shapes.append(dict(category_id=1, bbox=[0, 40, 64, 8], area=512, iscrowd=1, segmentation=crowd))
-    return picture, shapes
+    return image, shapes
 
 
 @pytest.fixture(scope="session")
 def make_coco_data_set() -> Callable[[Path], Path]:
     """Writes a data set in COCO's format, of the classes 'square' and 'disc', with boxes and masks.
 
-    Its pictures, ``images/scene_0.jpg`` to ``scene_5.jpg``, have 64 x 48 pixels. The first four are listed in
-    ``annotations/instances_train.json``, the others in ``instances_val.json``. Picture ids start at 10, annotation ids
-    at 100, category ids at 1. The first picture also has a crowd of squares.
+    Its images, ``images/scene_0.jpg`` to ``scene_5.jpg``, have 64 x 48 pixels. The first four are listed in
+    ``annotations/instances_train.json``, the others in ``instances_val.json``. Image ids start at 10, annotation ids
+    at 100, category ids at 1. The first image also has a crowd of squares.
     """
 
     def make(root: Path) -> Path:
         for folder in ("images", "annotations"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         for split, scenes in (("train", range(4)), ("val", range(4, 6))):
-            pictures: list[dict[str, Any]] = []
+            images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
             for scene in scenes:
-                picture, shapes = _draw_scene(scene)
+                image, shapes = _draw_scene(scene)
                 name = f"scene_{scene}.jpg"
-                picture.save(root / "images" / name)
-                pictures.append(dict(id=10 + scene, file_name=name, width=64, height=48))
+                image.save(root / "images" / name)
+                images.append(dict(id=10 + scene, file_name=name, width=64, height=48))
                 for shape in shapes:
                     annotations.append(dict(id=100 + len(annotations), image_id=10 + scene, **shape))
             categories = [dict(id=1, name="square"), dict(id=2, name="disc")]
-            content = dict(images=pictures, annotations=annotations, categories=categories)
+            content = dict(images=images, annotations=annotations, categories=categories)
             (root / f"annotations/instances_{split}.json").write_text(json.dumps(content))
         return root
 

@@ -4,12 +4,9 @@ import importlib
 import importlib.util
 import sys
 
-from apla_mm._torchvision import ensure_torchvision_ops
-
 SEGMENTATION = ["torchvision", "timm", "mmengine", "mmcv", "mmseg.models", "mmseg.datasets", "mmseg.evaluation"]
 DETECTION = ["mmcv.ops", "mmdet.models", "mmdet.datasets", "pycocotools.mask"]
 
-ensure_torchvision_ops()
 for name in SEGMENTATION + ([] if sys.argv[1:] == ["demo"] else DETECTION):
     importlib.import_module(name)
 

@@ -103,6 +103,7 @@ if ! installed torchvision >/dev/null; then
     # Its dependencies would include another build of torch where ours is not from the same index.
     pip install --no-deps "torchvision==$torchvision" || fail 'installing torchvision'
 fi
+logged $venv_python tools/repair_torchvision.py || fail 'importing torchvision'
 {
     echo "torch==$torch"
     echo "torchvision==$(installed torchvision)"

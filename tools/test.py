@@ -14,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", help="where to keep predictions: a folder (segmentation) or a .pkl file (detection)")
     parser.add_argument("--show", action="store_true", help="show predictions in a window")
     parser.add_argument("--show-dir", help="draw predictions into this folder")
-    parser.add_argument("--wait-time", type=float, default=2, help="seconds that --show waits at each picture")
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds that --show waits at each image")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     add_common_arguments(parser)
     return parser.parse_args()

@@ -11,16 +11,14 @@ right one the channels cannot be put into their places, and nothing else in a st
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..delta.errors import listed
-from .files import Weights, read_weights
+from ..delta.weights_file import Weights
+from ..text import listed
 
 _PARTS = ("proj_weight1", "proj_weight2", "proj_bias1", "proj_bias2")
 _INDICES = ("inds", "indices")
@@ -30,23 +28,6 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 def is_authors(state: Mapping[str, Any]) -> bool:
     """Whether a state dict has projections in two parts."""
     return any(name.rpartition(".")[2] in _PARTS for name in state)
-
-
-def read_authors(path: Path) -> Weights:
-    """Read a checkpoint of the authors' code.
-
-    Args:
-        path: The file. Only tensors and plain values are read; its parameters, an ``EasyDict``, become a dict.
-
-    Returns:
-        Its state dict, as it is, and what lies beside it; see :func:`~.files.read_weights`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or holds other objects.
-    """
-    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):
-        return read_weights(path, completed=False)
 
 
 def plain_state(

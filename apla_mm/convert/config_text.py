@@ -1,16 +1,9 @@
 """What a config's text says, read without running it."""
 
 import ast
-import inspect
 from typing import Any, TypeGuard
 
-from ..tuning.apla_hook import APLAHook
-
 _LONGEST = 2**20  # characters; longer texts take Python's parser minutes and gigabytes
-_DEFAULTS = {
-    name: list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-    for name, parameter in inspect.signature(APLAHook).parameters.items()
-}
 _ERRORS = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
@@ -55,48 +48,6 @@ def _value(node: ast.expr) -> Any:
 
 def _is_text(node: ast.expr | None) -> TypeGuard[ast.Constant]:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def apla_settings(text: str) -> dict[str, Any]:
-    """What of APLA a config asks for: ``r``, ``seed`` and so on, of the backbone's ``apla`` or of the hook.
-
-    Args:
-        text: The config's text.
-
-    Returns:
-        What :class:`~apla_mm.tuning.apla_hook.APLAHook` writes into deltas, but for what the text does not tell: values
-        that only running it gives, and defaults of a backbone. Empty if the text asks for several different things.
-    """
-    config = read_config(text)
-    found = [settings for settings in _asked(config) if settings]
-    return found[0] if found and all(settings == found[0] for settings in found) else {}
-
-
-def _asked(value: Any) -> list[dict[str, Any]]:
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    found = [settings for child in children for settings in _asked(child)]
-    if isinstance(value, dict):
-        if isinstance(value.get("apla"), dict):
-            found.append({key: setting for key, setting in value["apla"].items() if _is_known(setting)})
-        if value.get("type") == "APLAHook":
-            found.append(_of_hook({**_DEFAULTS, **value}))
-    return found
-
-
-def _of_hook(hook: dict[str, Any]) -> dict[str, Any]:
-    if hook["r"] is None and hook["channels"] is None and hook["blocks"] == "all":
-        return {}  # it adapts nothing
-    settings = {key: hook[key] for key in ("r", "seed", "channels", "blocks", "recompute", "target", "trainable")}
-    if isinstance(hook["target"], str):
-        settings["target"] = [hook["target"]]
-    settings["train"] = {key: hook[f"train_{key}"] for key in ("norm", "bias", "pos_embed")}
-    return {key: setting for key, setting in settings.items() if _is_known(setting)}
-
-
-def _is_known(setting: Any) -> bool:
-    if isinstance(setting, list | dict):
-        return all(map(_is_known, setting.values() if isinstance(setting, dict) else setting))
-    return setting is not None
 
 
 def summary(text: str) -> str:

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ..delta import Delta, DeltaError, extract_delta_from_states
 from ..delta.base_file import BASE_FILE, base_name, merged_state
-from ..delta.errors import listed
+from ..delta.weights_file import Weights
 from ..method.selection import ChannelLists, load_channels
-from ..runs.delta_meta import extra_of, meta_of, scores_of, with_versions
-from .config_text import apla_settings
-from .files import Weights
+from ..runs.delta_meta import chosen_in, extra_of, meta_of, scores_of, with_versions
+from ..text import listed
 
 
 def delta_of(
@@ -49,16 +48,13 @@ def delta_of(
     base = {base_prefix + name: tensor for name, tensor in base.items()}
     text = checkpoint.meta.get("cfg")
     config = text if isinstance(text, str) else ""
-    asked = apla_settings(config)
     delta = extract_delta_from_states(
         checkpoint.state,
         base,
         None if channels is None else _named(load_channels(channels), checkpoint.state),
-        r=_plain(asked.get("r"), int, float, str),
-        seed=_plain(asked.get("seed", 0 if asked else None), int),
-        selection={key: value for key, value in asked.items() if key not in ("r", "seed")},
+        **chosen_in(checkpoint.meta),
         config=config,
-        iteration=_plain(checkpoint.meta.get("iter"), int),
+        iteration=iteration if type(iteration := checkpoint.meta.get("iter")) is int else None,
         metrics=scores_of(checkpoint.rest) if metrics is None else dict(metrics),
         extra=extra_of(checkpoint.meta, checkpoint.state),
     )
@@ -117,7 +113,3 @@ def _named(lists: ChannelLists, state: Mapping[str, Tensor]) -> dict[str, Tensor
             raise DeltaError(f"the channels listed for '{name}' must be distinct")
         found[fitting[0]] = torch.tensor(sorted(chosen), dtype=torch.int64)
     return found
-
-
-def _plain(value: Any, *types: type) -> Any:
-    return value if isinstance(value, types) and not isinstance(value, bool) else None

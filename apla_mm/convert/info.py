@@ -10,11 +10,11 @@ from torch import Tensor
 from ..delta import Delta, DeltaError, base_digests, fingerprint, load_delta
 from ..delta.base_file import BASE_FILE, find_base, is_base_name
 from ..delta.delta import nonfinite
-from ..delta.errors import printable
-from ..runs.delta_meta import meta_of
-from .authors import is_authors, plain_state, read_authors
+from ..delta.weights_file import Kind, Weights, kind_of, read_weights
+from ..runs.delta_meta import chosen_in, meta_of
+from ..text import first_few, format_bytes, printable
+from .authors import is_authors, plain_state
 from .config_text import summary
-from .files import BASE, DELTA, PICKLE, Weights, kind_of
 
 _Lines = Iterable[tuple[str, str]]
 _WIDTH = 14
@@ -37,31 +37,27 @@ def describe(path: Path) -> str:
     """
     path = Path(path)
     kind = kind_of(path)
-    if kind == DELTA:
+    if kind is Kind.DELTA:
         delta = load_delta(path, allow_nonfinite=True)
         header, tensors = delta.header, {**delta.rows, **delta.tensors}
         what = f"delta, version {header.version} of the format"
         lines = [*_of_delta(delta, path), *_about(header.config, header.iteration, header.metrics, meta_of(header))]
         lines.append(("versions", ", ".join(f"{name} {version}" for name, version in sorted(header.versions.items()))))
     else:
-        weights = read_authors(path)
+        weights = read_weights(path)
         what, tensors = _kind(kind, weights), weights.state
-        lines = [*(_of_state(weights, kind) if weights.delta is None else _of_delta(weights.delta, path))]
-        lines += _of_rest(weights)
-    wrong = nonfinite(tensors)
-    lines.append(("NOT FINITE", ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")))
-    lines = [("kind", what), ("size", _bytes(path.stat().st_size)), *lines]
+        lines = [*_of_state(weights, kind), *_of_rest(weights)]
+    lines.append(("NOT FINITE", first_few(nonfinite(tensors), 3)))
+    lines = [("kind", what), ("size", format_bytes(path.stat().st_size)), *lines]
     shown = (f"  {label:<{_WIDTH}}{_printable(text)}" for label, text in lines if text)
     return "\n".join([_printable(str(path)), *shown])
 
 
-def _kind(kind: str, weights: Weights) -> str:
+def _kind(kind: Kind, weights: Weights) -> str:
     if is_authors(weights.state):
         return "checkpoint of the APLA authors' code: projections in two parts"
-    if kind != PICKLE:
-        return kind
-    if weights.delta is not None:
-        return "checkpoint of mmengine without its base, of APLAHook(save='delta')"
+    if kind is not Kind.PICKLE:
+        return kind.value
     return "full checkpoint of mmengine" if weights.meta else "pickled weights, without mmengine's 'meta'"
 
 
@@ -77,11 +73,11 @@ def _of_delta(delta: Delta, path: Path) -> _Lines:
     yield "not trained", f"{len(header.base)} tensors of the base, fingerprint {header.fingerprint}"
 
 
-def _of_state(weights: Weights, kind: str) -> _Lines:
+def _of_state(weights: Weights, kind: Kind) -> _Lines:
     yield "tensors", _tensors(weights.state)
     yield "parts", _parts(weights.state)
     digest = fingerprint(base_digests(weights.state, {}))
-    yield ("whole base", f"fingerprint {digest}") if kind == BASE else ("fingerprint", f"{digest}, of all tensors")
+    yield ("whole base", f"fingerprint {digest}") if kind is Kind.BASE else ("fingerprint", f"{digest}, of all tensors")
     if is_authors(weights.state):
         yield "channels", _authors_channels(weights)
 
@@ -90,8 +86,8 @@ def _of_rest(weights: Weights) -> _Lines:
     yield "also holds", ", ".join(sorted(map(str, weights.rest.keys() - {"meta"})))
     meta = weights.meta
     config, iteration = meta.get("cfg"), meta.get("iter", weights.rest.get("iters"))
-    metrics = {} if weights.delta is None else weights.delta.header.metrics
-    yield from _about(config if isinstance(config, str) else "", iteration, metrics, meta)
+    yield "trained", ", ".join(f"{key}={value}" for key, value in _flat(chosen_in(meta)))
+    yield from _about(config if isinstance(config, str) else "", iteration, {}, meta)
     yield "versions", f"mmengine {meta['mmengine_version']}" if "mmengine_version" in meta else ""
 
 
@@ -103,7 +99,7 @@ def _about(config: str, iteration: Any, metrics: Mapping[str, Any], meta: Mappin
     dataset = meta.get("dataset_meta")
     classes = dataset.get("classes") if isinstance(dataset, dict) else None
     if isinstance(classes, list | tuple):
-        yield "classes", f"{len(classes)}: {', '.join(map(str, classes[:8]))}{', ...' if len(classes) > 8 else ''}"
+        yield "classes", f"{len(classes)}: {first_few(classes)}"
     yield "experiment", str(meta.get("experiment_name", ""))
     yield "saved", str(meta.get("time", ""))
 
@@ -142,12 +138,11 @@ def _parts(tensors: Mapping[str, Tensor]) -> str:
     sizes: Counter[str] = Counter()
     for name, tensor in tensors.items():
         sizes[name.partition(".")[0]] += tensor.nbytes
-    shown = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.most_common(6))
-    return shown + (f" and {len(sizes) - 6} more" if len(sizes) > 6 else "")
+    return first_few((f"{name} {format_bytes(size)}" for name, size in sizes.most_common()), 6)
 
 
-def _bytes(size: int) -> str:
-    return f"{size / 2**20:.2f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
+def _flat(chosen: Mapping[str, Any]) -> _Lines:
+    return [(key, value) for key, value in {**chosen, **chosen["selection"]}.items() if value and key != "selection"]
 
 
 def _printable(text: str) -> str:

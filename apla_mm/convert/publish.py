@@ -8,11 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ..delta import load_delta
-from ..delta.atomic_file import write_whole
+from ..delta.atomic_file import write_atomic
 from ..delta.delta import check_finite
+from ..delta.weights_file import Kind, kind_of, read_weights
 from ..runs.delta_meta import BASE_KEY
 from .authors import is_authors
-from .files import BASE, DELTA, PICKLE, check_output, checkpoint_bytes, kind_of, read_weights
+from .files import check_output, checkpoint_bytes
 
 _OF_RESUMING = ("apla_mm", BASE_KEY)  # in ``meta``
 
@@ -44,10 +45,10 @@ def publish(
     """
     path, out = Path(path), Path(out)
     kind = kind_of(path)
-    if kind == BASE:
+    if kind is Kind.BASE:
         raise ValueError(f"'{path}' is a base file, which deltas name: publish it under the name that it has")
     data: bytes | memoryview
-    if kind == PICKLE:
+    if kind is Kind.PICKLE:
         weights = read_weights(path)
         if is_authors(weights.state):
             raise ValueError(
@@ -59,7 +60,7 @@ def publish(
         meta = {key: value for key, value in weights.meta.items() if key not in _OF_RESUMING}
         data = checkpoint_bytes(suffix, weights.state, meta)
     else:
-        if kind == DELTA:
+        if kind is Kind.DELTA:
             load_delta(path, allow_nonfinite=allow_nonfinite)  # whole and well formed
         else:
             _check_finite(path, read_weights(path).state, allow_nonfinite)
@@ -69,7 +70,7 @@ def publish(
     day = (date or datetime.date.today()).strftime("%Y%m%d")
     final = out.with_name(f"{stem}_{day}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}")
     check_output(final, force)
-    write_whole(data, final)
+    write_atomic(data, final)
     return final
 
 

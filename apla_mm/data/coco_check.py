@@ -1,4 +1,4 @@
-"""Checks of a data set in COCO's format, with errors that name the annotation or picture."""
+"""Checks of a data set in COCO's format, with errors that name the annotation or image."""
 
 import sys
 from collections.abc import Sequence
@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..text import first_few
 from .coco_file import CocoFile
-from .data_check import DataError, check_evenly, is_local, read_picture
+from .folders import is_local
+from .reading import DataError, check_evenly, read_image
 
 
 def is_coco(cls: type | None, plain: bool = False) -> bool:
@@ -43,10 +45,10 @@ def check_annotations(
         path: The annotation file.
         classes: The data set's classes.
         masks: Masks are asked for, not boxes alone.
-        annotated: Annotations are asked for, not pictures alone.
+        annotated: Annotations are asked for, not images alone.
         truths: The annotation files that evaluators compare predictions with.
-        min_size: The least side of the pictures that mmdet keeps.
-        box_tolerance: How many pixels a box may reach out of its picture.
+        min_size: The least side of the images that mmdet keeps.
+        box_tolerance: How many pixels a box may reach out of its image.
         backend_args: Where the file is kept, as in mmengine's data sets.
 
     Returns:
@@ -65,7 +67,7 @@ def check_annotations(
         _check_usable(file, classes, used, min_size)
     for truth in truths:
         if abspath(truth) != abspath(path):
-            _check_same_pictures(file, CocoFile(truth, scored=True, backend_args=backend_args))
+            _check_same_images(file, CocoFile(truth, scored=True, backend_args=backend_args))
     return _summary(file, classes, used)
 
 
@@ -80,8 +82,8 @@ def _check_classes(file: CocoFile, classes: Sequence[str]) -> None:
     missing = [name for name in classes if name not in file.names]
     if missing:
         raise DataError(
-            f"'{file.path}' has no category for the class{'es' * (len(missing) > 1)} {_shown(missing)}: expected one "
-            f"for each; the file's categories are {_option(file.names)}"
+            f"'{file.path}' has no category for the class{'es' * (len(missing) > 1)} {first_few(missing, 5)}: expected "
+            f"one for each; the file's categories are {_option(file.names)}"
         )
     chosen = [name for name in file.names if name in set(classes)]
     if chosen != list(classes):
@@ -98,12 +100,12 @@ def _option(names: Sequence[str]) -> str:
 
 
 def _check_boxes(file: CocoFile, tolerance: float) -> None:
-    """Check that no box reaches out of its picture by more than some pixels.
+    """Check that no box reaches out of its image by more than some pixels.
 
     Raises:
         DataError: One does.
     """
-    size = file.sizes[file.picture]
+    size = file.sizes[file.image]
     start, end = file.boxes[:, :2], file.boxes[:, :2] + file.boxes[:, 2:]
     outside = np.maximum(-start, end - size).max(axis=1, initial=0.0)
     wrong = np.flatnonzero(outside > tolerance)
@@ -111,9 +113,9 @@ def _check_boxes(file: CocoFile, tolerance: float) -> None:
         width, height = size[wrong[0]]
         raise file.error(
             wrong,
-            f"has the box {file.boxes[wrong[0]].tolist()}, {outside[wrong[0]]:.1f} pixels outside its picture of "
+            f"has the box {file.boxes[wrong[0]].tolist()}, {outside[wrong[0]]:.1f} pixels outside its image of "
             f"{width:g} x {height:g}",
-            "expected [left, top, width, height] in pixels; correct the box or the picture's size, or allow it by "
+            "expected [left, top, width, height] in pixels; correct the box or the image's size, or allow it by "
             "DataCheckHook(box_tolerance=...)",
         )
 
@@ -150,9 +152,9 @@ def _mask_problem(file: CocoFile, i: int) -> str:
         return "" if fine else "has a segmentation that holds no polygon"
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), list | str):
         return "has a segmentation that is neither polygons nor run lengths"
-    width, height = file.sizes[file.picture[i]].tolist()
+    width, height = file.sizes[file.image[i]].tolist()
     if mask.get("size") != [height, width]:
-        return f"has a mask of size {mask.get('size')} in a picture of [{height:g}, {width:g}]"
+        return f"has a mask of size {mask.get('size')} in an image of [{height:g}, {width:g}]"
     return ""
 
 
@@ -164,7 +166,7 @@ def _chosen_annotations(file: CocoFile, classes: Sequence[str]) -> np.ndarray:
 def _used_annotations(file: CocoFile, classes: Sequence[str]) -> np.ndarray:
     """Whether mmdet takes each annotation for one of the classes."""
     boxes = file.boxes
-    start, end = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, :2] + boxes[:, 2:], file.sizes[file.picture])
+    start, end = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, :2] + boxes[:, 2:], file.sizes[file.image])
     visible = (end > start).all(axis=1) & (boxes[:, 2:] >= 1).all(axis=1)
     kept = np.array([a["area"] > 0 and not a.get("ignore") for a in file.annotations], dtype=bool)
     return _chosen_annotations(file, classes) & visible & kept
@@ -177,71 +179,69 @@ def _check_usable(file: CocoFile, classes: Sequence[str], used: np.ndarray, min_
         file: The annotation file.
         classes: The classes.
         used: Whether mmdet takes each annotation for one of the classes.
-        min_size: The least side of a picture that mmdet keeps.
+        min_size: The least side of an image that mmdet keeps.
 
     Raises:
-        DataError: There is no object of the classes in the pictures that are kept.
+        DataError: There is no object of the classes in the images that are kept.
     """
     large = file.sizes.min(axis=1) >= min_size
     crowd = np.array([bool(a.get("iscrowd")) for a in file.annotations], dtype=bool)
-    if not (used & ~crowd & large[file.picture]).any():
+    if not (used & ~crowd & large[file.image]).any():
         chosen = _chosen_annotations(file, classes)
         raise DataError(
-            f"'{file.path}' has no object of the classes {_shown(classes)} that can be used: of {len(used):,} "
+            f"'{file.path}' has no object of the classes {first_few(classes, 5)} that can be used: of {len(used):,} "
             f"annotations, {(~chosen).sum():,} are of other categories, {(chosen & ~used).sum():,} have boxes under a "
             f"pixel, no area, or the mark 'ignore', and {(used & crowd).sum():,} are crowds; of {len(large):,} "
-            f"pictures, {(~large).sum():,} are smaller than filter_cfg.min_size={min_size}. The file's categories are "
+            f"images, {(~large).sum():,} are smaller than filter_cfg.min_size={min_size}. The file's categories are "
             f"{_option(file.names)}"
         )
 
 
-def _check_same_pictures(file: CocoFile, truth: CocoFile) -> None:
-    """Check that the file which predictions are compared with has the data set's pictures and categories.
+def _check_same_images(file: CocoFile, truth: CocoFile) -> None:
+    """Check that the file which predictions are compared with has the data set's images and categories.
 
     Raises:
         DataError: It has others.
     """
     cure = "let the evaluator's ann_file be the data set's"
-    if {picture["id"] for picture in file.pictures} != {picture["id"] for picture in truth.pictures}:
-        raise DataError(f"the evaluator compares with '{truth.path}', and '{file.path}' has other pictures: {cure}")
+    if {image["id"] for image in file.images} != {image["id"] for image in truth.images}:
+        raise DataError(f"the evaluator compares with '{truth.path}', and '{file.path}' has other images: {cure}")
     if file.names != truth.names:
         raise DataError(f"the evaluator compares with '{truth.path}', and '{file.path}' has other categories: {cure}")
 
 
 def _summary(file: CocoFile, classes: Sequence[str], used: np.ndarray) -> str:
     """What the log says of a file in order: what there is, and what of it mmdet leaves out."""
-    text = f"{len(file.pictures):,} pictures and {len(used):,} annotations in order"
+    text = f"{len(file.images):,} images and {len(used):,} annotations in order"
     left_out = (_chosen_annotations(file, classes) & ~used).sum()
     if left_out:
         text += f"; {left_out:,} are left out, with a box under a pixel, no area, or the mark 'ignore'"
     counts = np.bincount(file.category, minlength=len(file.names)).tolist()
     others = [f"{name} ({n:,})" for name, n in zip(file.names, counts, strict=True) if name not in set(classes)]
     if others:
-        text += f"; categories that are no class, and how many annotations are ignored with them: {_shown(others, 10)}"
+        text += (
+            f"; categories that are no class, and how many annotations are ignored with them: {first_few(others, 10)}"
+        )
     if file.scored and any(annotation["id"] == 0 for annotation in file.annotations):
         text += "; pycocotools counts the annotation of id 0 as missed, always: let ids start at 1"
     return text
 
 
-def _shown(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
-
-
-def check_pictures(
-    pictures: Sequence[tuple[str, int, int]],
+def check_images(
+    images: Sequence[tuple[str, int, int]],
     time_limit: float | None,
     backend_args: Any = None,
     unreadable: list[str] | None = None,
     **how: str,
 ) -> int:
-    """Check that pictures can be read and have the sizes that the annotation file gives.
+    """Check that images can be read and have the sizes that the annotation file gives.
 
     Files are all looked for first. Then they are read in an order spread evenly over the data set, by threads, until
     the time is over.
 
     Args:
-        pictures: File, width and height of each.
-        time_limit: Seconds, None for all pictures.
+        images: File, width and height of each.
+        time_limit: Seconds, None for all images.
         backend_args: Where they are kept, as in mmengine's data sets.
         unreadable: Takes what is said of files that cannot be read; None raises it.
         how: Arguments of mmcv.imfrombytes.
@@ -252,26 +252,26 @@ def check_pictures(
     Raises:
         DataError: One is missing, cannot be read, or has another size.
     """
-    for path, _, _ in pictures:
+    for path, _, _ in images:
         if is_local(path, backend_args) and not Path(path).is_file():
             raise DataError(
-                f"the picture '{path}' is missing: expected the file_name of the annotation file below data_prefix.img"
+                f"the image '{path}' is missing: expected the file_name of the annotation file below data_prefix.img"
             )
 
-    def check(picture: tuple[str, int, int]) -> None:
-        path, width, height = picture
-        found = read_picture(path, "picture", backend_args, **how).shape[1::-1]
+    def check(image: tuple[str, int, int]) -> None:
+        path, width, height = image
+        found = read_image(path, "image", backend_args, **how).shape[1::-1]
         if found == (width, height):
             return
         cure = "correct the annotation file"
         if found == (height, width):
             cure = (
                 "its EXIF data may say that it is to be turned; then train with "
-                "LoadImageFromFile(color_type='color_ignore_orientation'), or annotate the turned picture"
+                "LoadImageFromFile(color_type='color_ignore_orientation'), or annotate the turned image"
             )
         raise DataError(
-            f"the picture '{path}' is {found[0]} x {found[1]} and its annotation file says {width} x {height}: "
+            f"the image '{path}' is {found[0]} x {found[1]} and its annotation file says {width} x {height}: "
             f"expected equal sizes; {cure}"
         )
 
-    return check_evenly(pictures, check, time_limit, unreadable)
+    return check_evenly(images, check, time_limit, unreadable)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from mmengine.fileio import get
 
-from .data_check import DataError
+from .reading import DataError
 
 _ID = (int, str, float)
 _NUMBER = (int, float)
@@ -23,11 +23,11 @@ class CocoFile:
         backend_args: Where the file is kept, as in mmengine's data sets.
 
     Attributes:
-        pictures: The list 'images'.
+        images: The list 'images'.
         annotations: The list 'annotations'.
         categories: The list 'categories', in the file's order.
-        sizes: (number of pictures, 2): width and height.
-        picture: (number of annotations,): index of each annotation's picture.
+        sizes: (number of images, 2): width and height.
+        image: (number of annotations,): index of each annotation's image.
         category: (number of annotations,): index of each annotation's category.
         boxes: (number of annotations, 4): left, top, width and height.
 
@@ -38,22 +38,22 @@ class CocoFile:
     def __init__(self, path: str, annotated: bool = True, scored: bool = False, backend_args: Any = None) -> None:
         self.path, self.scored = path, scored
         content = self._read(annotated, backend_args)
-        self.pictures, self.annotations, self.categories = (
+        self.images, self.annotations, self.categories = (
             content[kind] for kind in ("images", "annotations", "categories")
         )
-        if not self.pictures:
-            raise DataError(f"'{path}' lists no pictures: expected some in 'images'")
-        self._picture_of = self._index("images", "id", self._column("images", "id", _ID, "an int"))
-        self._column("images", "file_name", (str,), "the picture's path below data_prefix.img")
+        if not self.images:
+            raise DataError(f"'{path}' lists no images: expected some in 'images'")
+        self._image_of = self._index("images", "id", self._column("images", "id", _ID, "an int"))
+        self._column("images", "file_name", (str,), "the image's path below data_prefix.img")
         sizes = [self._column("images", key, _NUMBER, "a number of pixels") for key in ("width", "height")]
         self.sizes = np.array(sizes, dtype=np.float64).T
         for i in np.flatnonzero((self.sizes < 1).any(axis=1))[:1]:
-            shown = {key: self.pictures[i][key] for key in ("id", "file_name", "width", "height")}
-            raise DataError(f"'{path}': the picture {_short(shown)} has no pixels: expected its width and height")
+            shown = {key: self.images[i][key] for key in ("id", "file_name", "width", "height")}
+            raise DataError(f"'{path}': the image {_short(shown)} has no pixels: expected its width and height")
         category_of = self._index("categories", "id", self._column("categories", "id", _ID, "an int"))
         self._index("categories", "name", self._column("categories", "name", (str,), "a name"))
         self._index("annotations", "id", self._column("annotations", "id", _ID, "an int"))
-        self.picture = self._refer("image_id", "images", self._picture_of)
+        self.image = self._refer("image_id", "images", self._image_of)
         self.category = self._refer("category_id", "categories", category_of)
         self.boxes = self._boxes()
         self._column("annotations", "area", _NUMBER, "a number; without masks, the box's width x height")
@@ -74,13 +74,13 @@ class CocoFile:
             cure: What was expected, and what to do.
         """
         annotation = self.annotations[wrong[0]]
-        place = self._picture_of.get(annotation["image_id"])
-        picture = "" if place is None else f" in picture {annotation['image_id']!r}, {self._name(place)},"
+        place = self._image_of.get(annotation["image_id"])
+        image = "" if place is None else f" in image {annotation['image_id']!r}, {self._name(place)},"
         more = "" if len(wrong) == 1 else f" (so do {len(wrong) - 1:,} more annotations)"
-        return DataError(f"'{self.path}': annotation {annotation['id']!r}{picture} {problem}{more}: {cure}")
+        return DataError(f"'{self.path}': annotation {annotation['id']!r}{image} {problem}{more}: {cure}")
 
-    def _name(self, picture: int) -> str:
-        return f"'{self.pictures[picture]['file_name']}'"
+    def _name(self, image: int) -> str:
+        return f"'{self.images[image]['file_name']}'"
 
     def _read(self, annotated: bool, backend_args: Any) -> dict[str, Any]:
         try:
@@ -100,7 +100,7 @@ class CocoFile:
 
     def _column(self, kind: str, key: str, types: tuple[type, ...], expected: str) -> list[Any]:
         """One key's value in all entries of a list."""
-        entries = self.pictures if kind == "images" else getattr(self, kind)
+        entries = getattr(self, kind)
         try:
             values = [entry[key] for entry in entries]
             if set(map(type, values)) <= set(types):
@@ -120,7 +120,7 @@ class CocoFile:
         index = {value: i for i, value in enumerate(values)}
         if len(index) < len(values):
             i = next(i for i, value in enumerate(values) if index[value] != i)
-            entries = self.pictures if kind == "images" else getattr(self, kind)
+            entries = getattr(self, kind)
             two = f"{_short(entries[i])} and {_short(entries[index[values[i]]])}"
             raise DataError(f"'{self.path}': two {kind} have the {key} {values[i]!r}, {two}: expected each {key} once")
         return index

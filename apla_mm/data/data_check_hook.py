@@ -2,8 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 from mmengine.dist import all_gather_object, get_dist_info
 from mmengine.hooks import Hook
@@ -11,27 +12,28 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
-from .coco_check import check_annotations, check_pictures, is_coco
-from .data_check import DataError, check_segmentation, dataset_class, datasets_of, evaluators_of
+from ..runs.processes import in_every_process
+from .coco_check import check_annotations, check_images, is_coco
+from .folders import dataset_class, datasets_of, evaluators_of
 from .heads import heads_of
-
-T = TypeVar("T")
+from .label_maps import check_segmentation
+from .reading import DataError
 
 
 class DataCheckHook(Hook):
     """Checks the data of a segmentation or detection config before training or testing starts.
 
     What is not in order is an error that names the file and what was expected: an empty data set; a missing or
-    unreadable picture; a label map of another size than its picture, or with a label outside the classes; in COCO's
-    format an annotation that refers to nothing, a box outside its picture, a mask that is none, classes that are not
+    unreadable image; a label map of another size than its image, or with a label outside the classes; in COCO's
+    format an annotation that refers to nothing, a box outside its image, a mask that is none, classes that are not
     the file's categories in the file's order; a head with another number of classes than the data set. With several
-    processes each reads its share of the pictures, and the first one the annotation files. Training pictures that
+    processes each reads its share of the images, and the first one the annotation files. Training images that
     cannot be read are only told where ResumableTrainLoop is set to skip them.
 
     Args:
-        time_limit: Seconds for reading each data set's pictures; what is not reached is not read, and the log says so.
+        time_limit: Seconds for reading each data set's images; what is not reached is not read, and the log says so.
             None reads all.
-        box_tolerance: How many pixels a box may reach out of its picture.
+        box_tolerance: How many pixels a box may reach out of its image.
     """
 
     priority = "VERY_HIGH"
@@ -72,18 +74,14 @@ class DataCheckHook(Hook):
         skips = name == "train_dataloader" and getattr(runner.train_loop, "skip_unreadable", False)
         unreadable: list[str] | None = [] if skips else None
         for dataset in _unwrapped(loader.dataset):
-            if not len(dataset):
-                raise DataError(f"{name}: the data set is empty; {_where(dataset)}")
-            if not hasattr(dataset, "get_data_info"):
+            kind = in_every_process(partial(_kind_of, name, dataset))
+            if kind is None:
                 continue
-            if is_coco(type(dataset)):
-                if name not in self._checked and is_coco(type(dataset), plain=True):
-                    self._check_annotations(runner, name, dataset)
-                self._check_heads(runner, name, dataset)
-                self._check_pictures(name, dataset, unreadable)
-            elif "seg_map_path" in dataset.get_data_info(0) and dataset.metainfo.get("classes"):
-                self._check_heads(runner, name, dataset)
-                self._check_label_maps(name, dataset, unreadable)
+            if kind == "COCO" and name not in self._checked and is_coco(type(dataset), plain=True):
+                self._check_annotations(runner, name, dataset)
+            in_every_process(partial(self._check_heads, runner, name, dataset))
+            check = self._check_images if kind == "COCO" else self._check_label_maps
+            check(name, dataset, unreadable)
         if unreadable is not None:
             told = [text for texts in all_gather_object(unreadable) for text in texts]
             if told:
@@ -110,7 +108,7 @@ class DataCheckHook(Hook):
             first = get_dist_info()[0] == 0
             return check_annotations(dataset.ann_file, dataset.metainfo["classes"], **settings) if first else ""
 
-        print_log(f"{name}: '{dataset.ann_file}': {_together(check)}", logger="current")
+        print_log(f"{name}: '{dataset.ann_file}': {in_every_process(check)}", logger="current")
 
     def _check_heads(self, runner: Runner, name: str, dataset: Any) -> None:
         # classes that are given as text, or as things and stuff, are counted in other ways
@@ -127,35 +125,33 @@ class DataCheckHook(Hook):
     def _check_label_maps(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
         infos = [dataset.get_data_info(i) for i in _share(dataset)]
         classes = len(dataset.metainfo["classes"])
-        read = _together(lambda: check_segmentation(infos, classes, self.time_limit, unreadable))
+        read = in_every_process(lambda: check_segmentation(infos, classes, self.time_limit, unreadable))
         self._log(name, read, len(infos))
 
-    def _check_pictures(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
+    def _check_images(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
         infos = (dataset.get_data_info(i) for i in _share(dataset))
-        pictures = [(info["img_path"], info["width"], info["height"]) for info in infos]
+        images = [(info["img_path"], info["width"], info["height"]) for info in infos]
         how = dict(flag="color", backend="cv2")
         for step in _steps(dataset.pipeline):
             if hasattr(step, "color_type"):
                 how = dict(flag=step.color_type, backend=step.imdecode_backend)
-        read = _together(lambda: check_pictures(pictures, self.time_limit, dataset.backend_args, unreadable, **how))
-        self._log(name, read, len(pictures))
+        read = in_every_process(lambda: check_images(images, self.time_limit, dataset.backend_args, unreadable, **how))
+        self._log(name, read, len(images))
 
     def _log(self, name: str, read: int, count: int) -> None:
         rest = "" if read == count else f" in {self.time_limit:g} s; DataCheckHook(time_limit=None) reads all"
         print_log(f"{name}: {read:,} of {count:,} samples read and found in order{rest}", logger="current")
 
 
-def _together(check: Callable[[], T]) -> T:
-    """Run a check in every process; where it fails in one it fails in all, so that none waits for another."""
-    failure = None
-    try:
-        result = check()
-    except DataError as error:
-        failure = error
-    failures = [text for text in all_gather_object(failure and str(failure)) if text]
-    if failures:
-        raise DataError(failures[0]) from failure
-    return result
+def _kind_of(name: str, dataset: Any) -> str | None:
+    """How a data set's files are checked; None if they are not."""
+    if not len(dataset):
+        raise DataError(f"{name}: the data set is empty; {_where(dataset)}")
+    if not hasattr(dataset, "get_data_info"):
+        return None
+    if is_coco(type(dataset)):
+        return "COCO"
+    return "label maps" if "seg_map_path" in dataset.get_data_info(0) and dataset.metainfo.get("classes") else None
 
 
 def _share(dataset: Any) -> range:

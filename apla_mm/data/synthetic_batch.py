@@ -1,4 +1,4 @@
-"""Batches that need no data: random pictures with random annotations."""
+"""Batches that need no data: random images with random annotations."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ def synthetic_batch(model: Any, size: int, batch_size: int, seed: int = 0) -> di
 
     Args:
         model: A segmentor or detector.
-        size: Height and width of the pictures in pixels.
+        size: Height and width of the images in pixels.
         batch_size: How many.
         seed: Draws pixels and annotations.
 
     Returns:
         ``inputs``, a list of (3, size, size) uint8, and ``data_samples``: a map of all classes, or ten boxes with
-        masks for each picture.
+        masks for each image.
     """
     generator = torch.Generator().manual_seed(seed)
 

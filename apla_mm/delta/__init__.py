@@ -16,7 +16,7 @@ from .digests import base_digests, check_base, fingerprint
 from .errors import BaseMismatchError, DeltaError
 from .file import load_delta, save_delta
 from .header import Header
-from .make import extract_delta, extract_delta_from_states
+from .make import extract_delta, extract_delta_from_digests, extract_delta_from_states
 
 __all__ = [
     "BaseMismatchError",
@@ -27,6 +27,7 @@ __all__ = [
     "base_digests",
     "check_base",
     "extract_delta",
+    "extract_delta_from_digests",
     "extract_delta_from_states",
     "fingerprint",
     "load_delta",

@@ -1,21 +1,25 @@
 """Deltas into models and state dicts."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..measure.fingerprint import tensor_digest
 from ..method import PartialLinear
 from ..method.partial_linear import TrainedChannels
+from ..text import listed
 from .delta import Delta
-from .digests import base_digests
+from .digests import base_digests, tensor_digest
 from .digests import check_base as compare_base
-from .errors import DeltaError, listed
+from .errors import DeltaError
 
 _T = TypeVar("_T")
+
+#: a tensor, some of its rows or None for all, and their values
+Write: TypeAlias = tuple[Tensor, Tensor | None, Tensor]
 
 
 def apply_delta(
@@ -39,14 +43,29 @@ def apply_delta(
         BaseMismatchError: The target is another base.
         DeltaError: Names, shapes or dtypes do not fit.
     """
-    try:
-        if prefix and not prefix.endswith("."):
-            raise DeltaError(f"prefix='{prefix}' must end in a dot")
+    with _naming(delta):
         delta.check(allow_nonfinite=True)
         if isinstance(target, nn.Module):
-            _apply_to_model(target, delta, prefix, check_base)
+            _write(_checked(target, delta, prefix, check_base), delta)
         else:
             _apply_to_state(target, delta, prefix, check_base)
+
+
+def check_delta(model: nn.Module, delta: Delta, *, prefix: str = "", check_base: bool = True) -> None:
+    """Check that a delta would go on a model; see :func:`apply_delta`. Nothing is written.
+
+    Raises:
+        BaseMismatchError: The model is another base.
+        DeltaError: Names, shapes or dtypes do not fit.
+    """
+    with _naming(delta):
+        _checked(model, delta, prefix, check_base)
+
+
+@contextmanager
+def _naming(delta: Delta) -> Iterator[None]:
+    try:
+        yield
     except DeltaError as error:
         if not delta.source:
             raise
@@ -54,7 +73,7 @@ def apply_delta(
 
 
 def _apply_to_state(state: MutableMapping[str, Tensor], delta: Delta, prefix: str, check_base: bool) -> None:
-    tensors = below(prefix, state)
+    tensors = below(_checked_prefix(prefix), state)
     if other := [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]:
         raise DeltaError(f"{listed(other)} in the state dict are no tensors; of a checkpoint, give its 'state_dict'")
     _check_fits(tensors, delta, delta.rows.keys())
@@ -64,8 +83,11 @@ def _apply_to_state(state: MutableMapping[str, Tensor], delta: Delta, prefix: st
     state.update({prefix + name: tensor for name, tensor in new.items()})
 
 
-def _apply_to_model(model: nn.Module, delta: Delta, prefix: str, check_base: bool) -> None:
-    tensors = below(prefix, named_tensors(model))
+def _checked(
+    model: nn.Module, delta: Delta, prefix: str, check_base: bool
+) -> tuple[dict[str, Tensor], list[PartialLinear]]:
+    """The model's tensors by the delta's names, and its adapted layers, once the delta is known to fit."""
+    tensors = below(_checked_prefix(prefix), named_tensors(model))
     _check_fits(tensors, delta, {*delta.rows, *delta.tensors})
     modules = {f"{name}.": module for name, module in model.named_modules(remove_duplicate=False)}
     layers = [layer for layer in below(prefix, modules).values() if isinstance(layer, PartialLinear)]
@@ -77,15 +99,18 @@ def _apply_to_model(model: nn.Module, delta: Delta, prefix: str, check_base: boo
     if check_base:
         compare_base(delta.header.base, base_digests(tensors, delta.channels, delta.tensors))
     _check_tied(tensors, delta)
-    _write(tensors, delta, layers)
+    return tensors, layers
 
 
-def _write(tensors: Mapping[str, Tensor], delta: Delta, layers: list[PartialLinear]) -> None:
-    writes: list[tuple[Tensor, Tensor | None, Tensor]] = []
-    for name, value in (*delta.tensors.items(), *delta.rows.items()):
-        full = tensors[name].data
-        chosen = delta.channels[name.rpartition(".")[0]].to(full.device) if name in delta.rows else None
-        writes.append((full, chosen, value.to(full.device)))
+def _checked_prefix(prefix: str) -> str:
+    if prefix and not prefix.endswith("."):
+        raise DeltaError(f"prefix='{prefix}' must end in a dot")
+    return prefix
+
+
+def _write(target: tuple[Mapping[str, Tensor], list[PartialLinear]], delta: Delta) -> None:
+    tensors, layers = target
+    writes = list(writes_of(delta, tensors).values())
     before = [(full, chosen, full.clone() if chosen is None else full[chosen]) for full, chosen, _ in writes]
     try:
         put(writes, layers)
@@ -96,7 +121,25 @@ def _write(tensors: Mapping[str, Tensor], delta: Delta, layers: list[PartialLine
         raise
 
 
-def put(writes: Sequence[tuple[Tensor, Tensor | None, Tensor]], layers: Iterable[PartialLinear]) -> None:
+def writes_of(
+    delta: Delta, tensors: Mapping[str, Tensor], wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Write]:
+    """What putting a delta on writes, on the tensors' devices.
+
+    Args:
+        delta: The delta.
+        tensors: The target's, by the delta's names.
+        wanted: Which names of the delta are taken.
+    """
+    writes: dict[str, Write] = {}
+    for name, value in {**delta.tensors, **delta.rows}.items():
+        if wanted(name):
+            full, chosen = tensors[name].data, delta.channels_of(name)
+            writes[name] = (full, None if chosen is None else chosen.to(full.device), value.to(full.device))
+    return writes
+
+
+def put(writes: Iterable[Write], layers: Iterable[PartialLinear]) -> None:
     """Write to tensors, and let what trains in adapted layers follow.
 
     Args:
@@ -143,7 +186,7 @@ def _check_fits(tensors: Mapping[str, Tensor], delta: Delta, needed: Collection[
         tensor = tensors.get(name)
         if tensor is None:
             continue
-        chosen = delta.channels[name.rpartition(".")[0]] if name in delta.rows else None
+        chosen = delta.channels_of(name)
         if value.dtype != tensor.dtype:
             wrong.append(f"{name} (is {tensor.dtype}, not {value.dtype})")
         elif chosen is None and value.shape != tensor.shape:
@@ -182,7 +225,6 @@ def _result(name: str, tensor: Tensor | None, delta: Delta) -> Tensor:
     if name in delta.tensors:
         return delta.tensors[name].to("cpu" if tensor is None else tensor.device, copy=True)
     assert tensor is not None
-    if name not in delta.rows:
+    if (chosen := delta.channels_of(name)) is None:
         return tensor
-    chosen = delta.channels[name.rpartition(".")[0]]
     return tensor.detach().index_copy(0, chosen.to(tensor.device), delta.rows[name].to(tensor.device))

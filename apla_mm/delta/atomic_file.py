@@ -9,7 +9,7 @@ from pathlib import Path
 SUFFIX = ".part"  #: of a file that is being written, or whose writer was killed
 
 
-def write_whole(data: bytes | memoryview, path: str | Path) -> None:
+def write_atomic(data: bytes | memoryview, path: str | Path) -> None:
     """Write a file beside its place and rename it, making its folder if needed. Links and modes stay.
 
     A process that is killed, or a disk that is full, leaves the file that was there before; the file is on the disk,

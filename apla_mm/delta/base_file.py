@@ -7,19 +7,19 @@ A base file is a plain safetensors file of a state dict as it was before trainin
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
-from itertools import takewhile
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..text import listed, printable
 from .apply import apply_delta
-from .atomic_file import write_whole
+from .atomic_file import write_atomic
 from .delta import Delta
-from .digests import base_digests, fingerprint
-from .errors import DeltaError, listed, printable
+from .digests import base_digests, common_prefix, fingerprint
+from .errors import DeltaError
 
 BASE_FILE = "base_file"  #: key of a base file's name in a delta's ``header.extra``
 ENVIRONMENT = "APLA_MM_BASES"  #: environment variable of folders with base files, with os.pathsep between them
@@ -72,7 +72,7 @@ def save_base(state: Mapping[str, Tensor], folder: Path) -> Path:
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
     }
-    write_whole(safetensors.torch.save(tensors), path)
+    write_atomic(safetensors.torch.save(tensors), path)
     return path
 
 
@@ -150,7 +150,7 @@ def named_as(base: Mapping[str, Tensor], needed: Set[str]) -> Mapping[str, Tenso
     """
     if needed <= base.keys():
         return base
-    ours, theirs = _common_prefix(base), _common_prefix(needed)
+    ours, theirs = common_prefix(base), common_prefix(needed)
     return {theirs + name[len(ours) :]: tensor for name, tensor in base.items()}
 
 
@@ -192,11 +192,6 @@ def _folders(delta_path: Path) -> Iterator[Path]:
     for path in os.environ.get(ENVIRONMENT, "").split(os.pathsep):
         if path:
             yield Path(path).expanduser()
-
-
-def _common_prefix(names: Iterable[str]) -> str:
-    modules = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    return "".join(f"{parts[0]}." for parts in takewhile(lambda parts: len(set(parts)) == 1, modules))
 
 
 def _is_plain(tensor: object) -> bool:

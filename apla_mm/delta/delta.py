@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .errors import DeltaError, listed
+from ..method.names import projection_of, tensors_of
+from ..text import listed
+from .errors import DeltaError
 from .header import Header
 
 _WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -44,6 +46,11 @@ class Delta:
         """Size of its tensors in bytes."""
         return sum(t.nbytes for group in (self.channels, self.rows, self.tensors) for t in group.values())
 
+    def channels_of(self, name: str) -> Tensor | None:
+        """Of a tensor in :attr:`rows` the channels that these rows are, int64 (r,); None of any other tensor."""
+        projection = projection_of(name)
+        return None if name not in self.rows or projection is None else self.channels[projection]
+
     def check(self, *, allow_nonfinite: bool = False) -> None:
         """Check that the parts are well formed and fit one another.
 
@@ -71,7 +78,8 @@ class Delta:
             raise DeltaError(f"{listed(whole)} are whole in the delta and also belong to its base")
         if lacking := self.rows.keys() - self.header.base.keys():
             raise DeltaError(f"the header lacks the base's digest of {listed(lacking)}")
-        if lacking := {f"{name}.bias" for name in self.channels} & self.header.base.keys() - self.rows.keys():
+        needed = {tensor for name in self.channels for tensor in tensors_of(name, self.header.base)}
+        if lacking := needed - self.rows.keys():
             raise DeltaError(f"the rows {listed(lacking)} are missing")
         if not allow_nonfinite:
             check_finite({**self.rows, **self.tensors})
@@ -87,14 +95,15 @@ class Delta:
             raise DeltaError(f"there are channels of '{name}', but no rows '{name}.weight'")
 
     def _check_rows(self, name: str, rows: Tensor) -> None:
-        projection, _, kind = name.rpartition(".")
-        if kind not in ("weight", "bias") or projection not in self.channels:
+        projection = projection_of(name)
+        if projection is None or projection not in self.channels:
             raise DeltaError(f"the rows '{name}' are not of the weight or bias of a projection with channels")
         if rows.dtype not in _WEIGHTS:
             raise DeltaError(f"the rows '{name}' must be of a floating dtype, not {rows.dtype}")
         r = len(self.channels[projection])
-        if rows.dim() != (2 if kind == "weight" else 1) or len(rows) != r:
-            shape = f"({r}, in)" if kind == "weight" else f"({r},)"
+        weight = name.endswith("weight")
+        if rows.dim() != (2 if weight else 1) or len(rows) != r:
+            shape = f"({r}, in)" if weight else f"({r},)"
             raise DeltaError(f"the rows '{name}' must have the shape {shape}, not {tuple(rows.shape)}")
 
 

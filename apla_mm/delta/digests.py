@@ -3,15 +3,27 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..measure.fingerprint import tensor_digest
-from .errors import BaseMismatchError, listed
+from ..method.names import projection_of
+from ..text import listed
+from .errors import BaseMismatchError
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes, dtype and shape; the same on every device."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    # a copy even on the CPU: FSDP cannot free a storage that NumPy has seen
+    copied = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    data: Any = copied.reshape(-1).view(torch.uint8).numpy()
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def base_digests(
@@ -38,8 +50,8 @@ def base_digests(
 
 
 def _base_part(name: str, tensor: Tensor, channels: Mapping[str, Tensor]) -> Tensor:
-    projection, _, kind = name.rpartition(".")
-    if kind not in ("weight", "bias") or projection not in channels:
+    projection = projection_of(name)
+    if projection is None or projection not in channels:
         return tensor
     chosen = channels[projection].to(tensor.device)
     if tensor.dim() == 0 or (chosen >= len(tensor)).any():  # a bias of something else
@@ -60,10 +72,15 @@ def fingerprint(digests: Mapping[str, str]) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    modules = zip(*(name.split(".")[:-1] for name in digests), strict=False)
-    common = len(list(takewhile(lambda names: len(set(names)) == 1, modules)))
-    pairs = sorted((".".join(name.split(".")[common:]), digest) for name, digest in digests.items())
+    common = common_prefix(digests)
+    pairs = sorted((name[len(common) :], digest) for name, digest in digests.items())
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """The modules that all names of tensors begin with, such as ``backbone.``."""
+    modules = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return "".join(f"{parts[0]}." for parts in takewhile(lambda parts: len(set(parts)) == 1, modules))
 
 
 def check_base(expected: Mapping[str, str], found: Mapping[str, str]) -> None:

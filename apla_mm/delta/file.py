@@ -12,10 +12,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..measure.fingerprint import tensor_digest
-from .atomic_file import write_whole
+from ..text import listed, printable
+from .atomic_file import write_atomic
 from .delta import Delta
-from .errors import DeltaError, listed, printable
+from .digests import tensor_digest
+from .errors import DeltaError
 from .header import Header
 
 KEY = "apla_delta"  #: of the header in the file's metadata
@@ -41,7 +42,7 @@ def save_delta(delta: Delta, path: str | Path, *, allow_nonfinite: bool = False)
         data = _to_bytes(delta, allow_nonfinite)
     except DeltaError as error:
         raise DeltaError(f"delta '{path}' was not written: {error}") from error
-    write_whole(data, path)
+    write_atomic(data, path)
 
 
 def load_delta(path: str | Path, *, allow_nonfinite: bool = False) -> Delta:

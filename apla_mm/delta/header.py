@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..text import listed
 from .digests import fingerprint
-from .errors import DeltaError, listed
+from .errors import DeltaError
 
 VERSION = 1  #: of the format that is written, and the newest that is read
 _DEEPEST = 64  #: lists and dicts in one another; JSON is written less deep than it is read

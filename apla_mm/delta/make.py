@@ -1,15 +1,20 @@
-"""Deltas out of trained models, and out of checkpoints with their base."""
+"""Deltas, made of a trained model, of a checkpoint and its base, or of a checkpoint and its base's digests.
 
-from collections.abc import Iterator, Mapping
+What trained is known in three ways; a delta is made of it in one, :func:`_make`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..method import PartialLinear
+from ..method.names import projection_of, tensors_of
+from ..text import listed, quoted
 from .delta import Delta
 from .digests import base_digests
-from .errors import DeltaError, listed
+from .errors import DeltaError
 from .header import Header
 
 
@@ -103,11 +108,40 @@ def extract_delta_from_states(
     return _make(trained, found, rows, whole - rows.keys(), None, about)
 
 
+def extract_delta_from_digests(
+    state: Mapping[str, Tensor], base: Mapping[str, str], channels: Mapping[str, Tensor], **about: Any
+) -> Delta:
+    """What of a state dict is not in its base: the channels, what the base lacks, and what moved though it was frozen.
+
+    Args:
+        state: The state dict after training.
+        base: Digests of the base's tensors, of :func:`~.digests.base_digests` with ``channels``.
+        channels: Of the projections by name, the output channels that train, int64 (r,). A projection of which others
+            moved too is taken whole.
+        **about: Further fields of :class:`Header`: r, seed, selection, config, metrics, iteration, extra.
+
+    Returns:
+        The delta, copied to the CPU.
+
+    Raises:
+        DeltaError: The state dict lacks tensors of the base.
+    """
+    if missing := base.keys() - state.keys():
+        raise DeltaError(f"{listed(missing)} of the base are not in the state dict that is saved")
+    found = base_digests({name: state[name] for name in base}, channels)
+    same = {name for name, digest in found.items() if digest == base[name]}
+    kept = {name: chosen for name, chosen in channels.items() if same.issuperset(tensors_of(name, state))}
+    whole = {name for name in channels.keys() - kept.keys() for name in tensors_of(name, state)}
+    digests = {name: found[name] for name in same - whole}
+    rows = _row_names(kept, state)
+    return _make(state, kept, rows, state.keys() - digests.keys(), digests, about)
+
+
 def _make(
     state: Mapping[str, Tensor],
     channels: Mapping[str, Tensor],
     rows: Mapping[str, str],
-    whole: set[str],
+    whole: Set[str],
     digests: Mapping[str, str] | None,
     about: Mapping[str, Any],
 ) -> Delta:
@@ -115,7 +149,7 @@ def _make(
     delta = Delta(
         channels={name: _copied(chosen) for name, chosen in channels.items()},
         rows={
-            name: _copied(state[name].index_select(0, channels[projection].to(state[name].device)))
+            name: _copied(state[name].detach().index_select(0, channels[projection].to(state[name].device)))
             for name, projection in rows.items()
         },
         tensors={name: _copied(state[name]) for name in sorted(whole)},
@@ -140,10 +174,9 @@ def _checked_state(state: Mapping[str, Any], what: str) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
-def _row_names(channels: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
+def _row_names(channels: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, str]:
     """Name of a tensor of which rows train -> its projection."""
-    names = {f"{projection}.{kind}": projection for projection in channels for kind in ("weight", "bias")}
-    return {name: projection for name, projection in names.items() if name in state}
+    return {name: projection for projection in channels for name in tensors_of(projection, state)}
 
 
 def _trained_tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -166,32 +199,33 @@ def _changed_rows(a: Tensor, b: Tensor) -> Tensor:
 
 def _changed_channels(state: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, rows in changed.items():
-        projection, _, kind = name.rpartition(".")
-        if kind != "weight" or not projection or state[name].dim() != 2 or not state[name].is_floating_point():
+        projection = projection_of(name)
+        if not projection or not name.endswith("weight"):
             continue
-        if (bias := f"{projection}.bias") in state:
+        if state[name].dim() != 2 or not state[name].is_floating_point():
+            continue
+        for bias in tensors_of(projection, state)[1:]:
             if state[bias].shape != rows.shape or bias not in changed:
-                continue  # it is something else, or new
+                break  # it is something else, or new
             rows = rows | changed[bias] if rows.any() else rows
-        if rows.any() and not rows.all():
-            yield projection, rows.nonzero().flatten()
+        else:
+            if rows.any() and not rows.all():
+                yield projection, rows.nonzero().flatten()
 
 
 def _check_given(name: str, chosen: Tensor, trained: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> None:
-    for kind in ("weight", "bias"):
-        rows = changed.get(f"{name}.{kind}")
-        if rows is None:
-            if kind == "weight" or f"{name}.bias" in trained:
-                raise DeltaError(
-                    f"channels are given for '{name}', but there is no '{name}.{kind}' of one shape in both states"
-                )
-            continue
+    if missing := [tensor for tensor in {f"{name}.weight", *tensors_of(name, trained)} if tensor not in changed]:
+        raise DeltaError(
+            f"channels are given for '{name}', but there is no {quoted(missing)} of one shape in both states"
+        )
+    for tensor in tensors_of(name, changed):
+        rows = changed[tensor]
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(rows):
             raise DeltaError(f"the channels given for '{name}' are not all in [0, {len(rows)})")
         others = rows.clone()
         others[chosen] = False
         if others.any():
             raise DeltaError(
-                f"rows {others.nonzero().flatten()[:5].tolist()} of '{name}.{kind}' differ from the base, and are not "
+                f"rows {others.nonzero().flatten()[:5].tolist()} of '{tensor}' differ from the base, and are not "
                 "among the channels given: was this trained from another base, or with other channels?"
             )

@@ -1,6 +1,5 @@
-"""What trains, what is kept for backward, and what a step costs. Needs torch alone."""
+"""What is kept for backward, and what a step costs and sends. Needs torch alone."""
 
-from ..tuning.trainable import TrainableRow, format_table, trainable_table
 from .saved_tensors import SavedTensors
 from .step_cost import StepCost, TrainingStep, interleaved_times, peak_bytes, step_cost
 from .traffic import CountedBuckets, Traffic, gradient_traffic
@@ -11,14 +10,11 @@ __all__ = [
     "SavedTensors",
     "StepCost",
     "Traffic",
-    "TrainableRow",
     "TrainingStep",
     "TuningMethod",
-    "format_table",
     "gradient_traffic",
     "interleaved_times",
     "peak_bytes",
     "step_cost",
-    "trainable_table",
     "tuning_methods",
 ]

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method import adapt, find_projections
-from ..method.replace import replace_modules
 from ..method.selection import random_channels, resolve_r
 
 
@@ -108,13 +107,9 @@ def split_projections(backbone: nn.Module, r: int | float | str) -> None:
     """
     _check_projections_are_called(backbone)
     backbone.requires_grad_(False)
-    split: dict[nn.Module, nn.Module] = {
-        p.linear: _SplitLinear(
-            p.linear, random_channels(p.name, p.linear.out_features, resolve_r(r, p.linear.out_features, p.name), 0)
-        )
-        for p in find_projections(backbone)
-    }
-    replace_modules(backbone, lambda module: split.get(module, module))
+    for p in find_projections(backbone):
+        channels = random_channels(p.name, p.linear.out_features, resolve_r(r, p.linear.out_features, p.name), 0)
+        backbone.set_submodule(p.name, _SplitLinear(p.linear, channels))
 
 
 class _SplitLinear(nn.Module):

@@ -10,13 +10,15 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from .attention.fused import fused_attention
-from .attention.multihead import ProjectedMultiheadAttention
+from .attention.fused import fused_kind
+from .attention.multihead import ProjectedMultiheadAttention, check_multihead
+from .class_change import Changed, change, change_back
+from .names import projection_of
 from .partial_linear import PartialLinear
 from .projections import Projection, find_projections
-from .recompute import reset_recompute, set_recompute
-from .replace import StandIn, replace_modules
+from .recompute import set_recompute
 from .selection import ChannelLists, listed_channels, load_channels, random_channels, resolve_r
+from .wrappers import is_wrapper
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,10 @@ def adapt(
         ValueError: Any of the above does not fit the model, or the model was adapted otherwise before. The model is
             as it was.
     """
-    if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
+    if is_wrapper(model):
         raise ValueError(f"the model is wrapped in {type(model).__name__} already: adapt it first, then wrap it")
     attentions = find_projections(model)
     arguments = dict(r=r, seed=seed, channels=channels, blocks=blocks, trainable=list(trainable), recompute=recompute)
-    if any(model is p.attention and isinstance(model, nn.MultiheadAttention) for p in attentions):
-        raise ValueError(f"the model is itself a {type(model).__name__}: adapt the module that holds it")
     projections = _choose_blocks(attentions, blocks)
     plan = _choose_channels(projections, r, seed, channels)
     adapted_before = [name for name, module in model.named_modules() if isinstance(module, PartialLinear)]
@@ -110,10 +110,13 @@ def adapt(
     further = _match(trainable, model)
     for projection in projections:
         _check_can_train(projection)
-    replacements = {p.attention: stand_in for p in attentions if (stand_in := _attention_stand_in(p)) is not None}
-    replaced = tuple(name for name, module in model.named_modules() if module in replacements)
+    for one in attentions:
+        if isinstance(one.attention, nn.MultiheadAttention):
+            check_multihead(one.attention)
     set_recompute(model, recompute)  # the last that may refuse; from here on the model changes
 
+    known = {p.attention: p for p in attentions}
+    replaced = tuple(name for name, module in model.named_modules() if module in known and _fuse(known[module]))
     model.requires_grad_(False)
     for projection, chosen in zip(projections, plan, strict=True):
         linear = projection.linear
@@ -122,11 +125,10 @@ def adapt(
         elif isinstance(linear, PartialLinear):
             linear.trained.requires_grad_(True)
         else:
-            replacements[linear] = PartialLinear(linear, chosen)
-    replace_modules(model, lambda module: replacements.get(module, module))
+            PartialLinear.of(linear, chosen)
     adapted = {p.name for p, chosen in zip(projections, plan, strict=True) if len(chosen) < p.linear.out_features}
     for name in further:
-        if name.rpartition(".")[0] not in adapted:
+        if projection_of(name) not in adapted:
             model.get_parameter(name).requires_grad_(True)
 
     done = (
@@ -146,10 +148,8 @@ def merge(model: nn.Module) -> nn.Module:
     Returns:
         The model.
     """
-    if isinstance(model, StandIn):
-        raise ValueError(f"the model is itself a {type(model).__name__}: merge the module that holds it")
-    reset_recompute(model)
-    replace_modules(model, lambda module: module.to_plain() if isinstance(module, StandIn) else module)
+    for module in list(model.modules()):
+        change_back(module)
     return model
 
 
@@ -161,14 +161,16 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters()) - twice
 
 
-def _attention_stand_in(projection: Projection) -> nn.Module | None:
-    """What computes in place of an attention that keeps N x N matrices; None if it keeps none or stands in already."""
+def _fuse(projection: Projection) -> bool:
+    """Have an attention that keeps N x N matrices compute without; gives whether it is such a one, and did not yet."""
     attention = projection.attention
-    if isinstance(attention, StandIn):
-        return None
+    if isinstance(attention, Changed):
+        return False
     if isinstance(attention, nn.MultiheadAttention):
-        return ProjectedMultiheadAttention(attention, projection.weights_are_used)
-    return fused_attention(attention)
+        ProjectedMultiheadAttention.of(attention, projection.weights_are_used)
+    elif (kind := fused_kind(attention)) is not None:
+        change(attention, kind)
+    return isinstance(attention, Changed)
 
 
 def _choose_blocks(projections: list[Projection], blocks: str | int | Sequence[int]) -> list[Projection]:

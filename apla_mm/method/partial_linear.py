@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .replace import StandIn
+from .class_change import Changed, change
 
 
 def _is_exporting() -> bool:
@@ -145,7 +145,7 @@ class TrainedChannels(nn.Module):
         pass
 
 
-class PartialLinear(StandIn, nn.Linear):
+class PartialLinear(Changed, nn.Linear):
     """A linear layer of which the output channels ``channels`` train, and nothing else.
 
     With C the chosen channels, the layer computes ``y = x W^T + b`` in one product and its backward
@@ -156,20 +156,29 @@ class PartialLinear(StandIn, nn.Linear):
     so state dicts, initialisers and readers of ``.weight`` see the plain layer. The rows that train are the
     parameters of :attr:`trained`.
 
-    Args:
-        linear: The layer to stand in for. Its tensors are taken over, not copied, with its hooks and mode.
-        channels: Distinct output channels, ascending.
+    A plain layer becomes one by :meth:`of`, in place.
     """
 
     trained: TrainedChannels
 
-    def __init__(self, linear: nn.Linear, channels: Sequence[int]) -> None:
-        self._take_over(linear)
-        for tensor in self._parameters.values():
+    @classmethod
+    def of(cls, linear: nn.Linear, channels: Sequence[int]) -> "PartialLinear":
+        """Let some output channels of a plain layer train, and nothing else of it, in place.
+
+        Args:
+            linear: The layer.
+            channels: Distinct output channels, ascending.
+
+        Returns:
+            The same layer.
+        """
+        trained = TrainedChannels(linear, channels).train(linear.training)
+        for tensor in linear._parameters.values():
             if tensor is not None:
                 tensor.requires_grad_(False)
-        self.trained = TrainedChannels(linear, channels)
-        self.trained.train(linear.training)
+        layer = change(linear, cls)
+        layer.trained = trained
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer.
@@ -217,12 +226,9 @@ class PartialLinear(StandIn, nn.Linear):
             )
         self.trained.sync(self.weight, self.bias)
 
-    def to_plain(self) -> nn.Linear:
-        """The plain layer again, of its original class, trained."""
+    def _before_change_back(self) -> None:
         self.sync()
-        linear: nn.Linear = super().to_plain()
-        del linear._modules["trained"]
-        return linear
+        del self.trained
 
     def __setattr__(self, name: str, value: Any) -> None:
         if hasattr(value, "full_tensor"):

@@ -8,20 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from .class_change import Changed, change, change_back
 from .projections import find_projections
 
 MODES = ("none", "mlp", "linear", "block")
-_DERIVED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
-_KIND: dict[type[nn.Module], tuple[type[nn.Module], type[nn.Module]]] = {}
 
 
-class _Recomputed(nn.Module):
+class _Recomputed(Changed):
     """Keeps its inputs alone; what its forward computes in between is computed again in backward."""
 
     _options: dict[str, Any] = {}
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _unpickle, _KIND[type(self)], self.__dict__
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -59,11 +55,8 @@ class _RecomputedButAttention(_Recomputed):
     _options = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)}
 
 
-class _RememberedNorm(nn.Module):
+class _RememberedNorm(Changed):
     """Tells of its output what it was made from."""
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _unpickle, _KIND[type(self)], self.__dict__
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -98,38 +91,20 @@ def set_recompute(model: nn.Module, mode: str) -> None:
     reset_recompute(model)
     for name, (block, inner) in blocks.items():
         if mode != "mlp":
-            _change(block, _Recomputed if mode == "block" else _RecomputedButAttention)
+            change(block, _Recomputed if mode == "block" else _RecomputedButAttention)
             continue
         for mlp in mlps[name]:
-            _change(mlp, _Recomputed)
+            change(mlp, _Recomputed)
         for child in block.children():
             if child is not inner and isinstance(child, nn.LayerNorm):
-                _change(child, _RememberedNorm)
+                change(child, _RememberedNorm)
 
 
 def reset_recompute(model: nn.Module) -> None:
     """Keep everything for backward again."""
     for module in model.modules():
-        if type(module) in _KIND:
-            module.__class__ = _KIND[type(module)][1]
-
-
-def _change(module: nn.Module, how: type[nn.Module]) -> None:
-    module.__class__ = _derive(how, type(module))
-
-
-def _derive(how: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
-    if (how, plain) not in _DERIVED:
-        # the name stays: OpenMMLab tells kinds of modules apart by it
-        named = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
-        derived = type(plain.__name__, (how, plain), named)
-        _DERIVED[how, plain], _KIND[derived] = derived, (how, plain)
-    return _DERIVED[how, plain]
-
-
-def _unpickle(how: type[nn.Module], plain: type[nn.Module]) -> nn.Module:
-    derived = _derive(how, plain)
-    return derived.__new__(derived)
+        if isinstance(module, _Recomputed | _RememberedNorm):
+            change_back(module)
 
 
 def blocks_of(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:

@@ -12,8 +12,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..data.data_check import LOADERS, check_folders, datasets_of, evaluators_of
 from ..data.data_check_hook import DataCheckHook
+from ..data.folders import LOADERS, check_folders, datasets_of, evaluators_of
 from .launching import join_processes, prepare_launch
 from .shared_options import apply_shared_options
 

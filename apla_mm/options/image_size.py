@@ -1,4 +1,4 @@
-"""The size of pictures, in all the places of a config that state it."""
+"""The size of images, in all the places of a config that state it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
@@ -10,13 +10,13 @@ _RESIZING = {"Resize", "RandomResize", "RandomChoiceResize", "ResizeShortestEdge
 _BATCHES = {"SegDataPreProcessor", "BatchFixedSizePad"}
 
 
-def set_picture_size(
+def set_image_size(
     model: Sequence[Part], pipelines: Sequence[Part], tta: Sequence[Part], size: Size, width_first: bool
 ) -> None:
-    """Set pictures' size in a model and in pipelines, in place.
+    """Set images' size in a model and in pipelines, in place.
 
-    What pictures are cropped or padded to becomes ``size``. The shorter side that they are resized to becomes the
-    crop's height, or the shorter side of ``size`` where whole pictures have to fit or none are cropped; the longer side
+    What images are cropped or padded to becomes ``size``. The shorter side that they are resized to becomes the
+    crop's height, or the shorter side of ``size`` where whole images have to fit or none are cropped; the longer side
     keeps its proportion to it. Where one of several sizes is chosen, all keep their proportion to the test's.
 
     Args:
@@ -27,12 +27,12 @@ def set_picture_size(
         width_first: The order in ``RandomCrop``: (width, height) as in mmdet, or (height, width) as in mmseg.
 
     Raises:
-        ValueError: ``size`` is no square, and pictures are padded to squares.
+        ValueError: ``size`` is no square, and images are padded to squares.
     """
     cropped = {side for part in pipelines if _is_fixed_crop(part) for side in part["crop_size"]}
     squares = [part for part in model if part.get("pad_size_divisor") in cropped]
     if squares and size[0] != size[1]:
-        raise ValueError(f"crop_size={size} must be one number: the data preprocessor pads pictures to squares")
+        raise ValueError(f"crop_size={size} must be one number: the data preprocessor pads images to squares")
     padded = squares or any(_pads_to_size(part) for part in (*model, *pipelines))
     one_size = padded or cropped or any(_kind(part) in _BATCHES and part.get("size") for part in model)
     side = size[0] if one_size and not padded else min(size)
@@ -55,7 +55,7 @@ def set_picture_size(
 
 
 def _shorter_side(pipelines: Sequence[Part]) -> int | None:
-    """The shorter side that pictures are resized to in testing; None if it is not stated."""
+    """The shorter side that images are resized to in testing; None if it is not stated."""
     for part in reversed(pipelines):
         if _has_one_scale(part):
             return min(part["scale"])

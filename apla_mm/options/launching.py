@@ -143,7 +143,6 @@ def join_processes(cfg: Config) -> None:
     )
 
 
-@MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """mmengine's DDP for a model without a GPU: SyncBN, which wants one, becomes BN, and the log says so.
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..data.data_check import LOADERS
+from ..data.folders import LOADERS
 from ..data.heads import is_in_head, is_other_type
-from .image_size import set_picture_size
+from .image_size import set_image_size
 
 
 def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
@@ -18,8 +18,8 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
     - ``data_root``: every data set;
     - ``classes``: the ``metainfo`` of every data set, and ``num_classes`` of every head;
-    - ``crop_size``, an int or (H, W): pictures' size in the model and the pipelines, with the resizing before the crop
-      and the stride of sliding windows in proportion; where nothing is cropped, the length of pictures' shorter side;
+    - ``crop_size``, an int or (H, W): images' size in the model and the pipelines, with the resizing before the crop
+      and the stride of sliding windows in proportion; where nothing is cropped, the length of images' shorter side;
     - ``max_iters``: the length of training, with the schedule's steps and the intervals of validation, checkpoints and
       logs in proportion.
 
@@ -83,7 +83,7 @@ def _set_crop_size(cfg: Config, crop_size: Any) -> None:
     if not pair or not all(type(side) is int and side > 0 for side in size):
         raise ValueError(f"crop_size={crop_size!r} must be an int or (height, width) in pixels")
     pipelines = [(cfg.get(loader) or {}).get("dataset") for loader in LOADERS]
-    set_picture_size(
+    set_image_size(
         list(_dicts(cfg.model)),
         list(_dicts(pipelines)),
         list(_dicts(cfg.get("tta_pipeline"))),

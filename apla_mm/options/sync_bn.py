@@ -22,7 +22,7 @@ def sync_bn_to_bn(module: nn.Module) -> nn.Module:
         return module
     print_log(
         f"SyncBN needs a GPU: {count} layers of it run as BN, each process with the statistics of its own "
-        "pictures; the first one's are saved",
+        "images; the first one's are saved",
         logger="current",
         level=logging.WARNING,
     )

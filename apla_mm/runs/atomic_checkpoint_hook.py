@@ -7,33 +7,36 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from mmengine.dist import is_main_process
-from mmengine.fileio import join_path, put_text
+from mmengine.fileio import LocalBackend, get_file_backend, join_path, put_text
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..delta import DeltaError
 from ..delta.atomic_file import SUFFIX
+from ..internals import accumulated_iterations
+from .file_backend import ATOMIC
 
 
 class Companion(Protocol):
     """Writes something beside each checkpoint, and removes it together with the checkpoint."""
 
-    def before_train(self, runner: Runner, folder: str, backend: Any) -> None:
+    def begin(self, runner: Runner, folder: str, backend: Any) -> None:
         """Training begins, and its checkpoints go to ``folder``, of a file backend."""
 
-    def before_save_checkpoint(self, checkpoint: dict[str, Any], path: str | None) -> None:
-        """A checkpoint, which may be changed, is about to be saved; None if not by the hook."""
+    def saving(self, checkpoint: dict[str, Any], path: str | None) -> None:
+        """A checkpoint is about to be saved, and its ``meta`` may be added to; None if not by the hook."""
 
-    def remove(self, path: str) -> None:
+    def removed(self, path: str) -> None:
         """A checkpoint was removed."""
 
 
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, that removes old checkpoints after the new one is on the disk, not before.
 
-    So there is a whole checkpoint at any moment, ``last_checkpoint`` names it, and a disk that is full costs nothing
-    but what came after it. For a moment the disk holds one more than ``max_keep_ckpts``, and two best ones.
+    On a local disk each is written beside its place, flushed and renamed. So there is a whole checkpoint at any moment,
+    ``last_checkpoint`` names it, and a disk that is full costs nothing but what came after it. For a moment the disk
+    holds one more than ``max_keep_ckpts``, and two best ones.
 
     Args:
         **kwargs: Arguments of mmengine's hook.
@@ -43,11 +46,13 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     file_backend: Any
+    backend_args: dict[str, Any] | None
     companion: Companion | None = None
     _path: str | None = None  # of the checkpoint that is being saved
 
     def before_train(self, runner: Runner) -> None:
         """Remove what a run that was killed has half written, and say where checkpoints would lose gradients."""
+        self._write_atomically(runner)
         saved = runner.message_hub.runtime_info.get("keep_ckpt_ids", [])
         outdated = list(saved)[: -self.max_keep_ckpts] if self.max_keep_ckpts > 0 else []  # mmengine removes them
         super().before_train(runner)
@@ -57,9 +62,9 @@ class AtomicCheckpointHook(CheckpointHook):
                 for path in Path(self.out_dir).glob(f".{name}.*{SUFFIX}"):
                     path.unlink(missing_ok=True)
         if self.companion is not None:
-            self.companion.before_train(runner, self.out_dir, self.file_backend)
+            self.companion.begin(runner, self.out_dir, self.file_backend)
             for step in outdated if is_main_process() else ():
-                self.companion.remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step)))
+                self.companion.removed(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step)))
         count = accumulated_iterations(runner)
         if not self.by_epoch and self.interval > 0 and self.interval % count:
             print_log(
@@ -69,10 +74,16 @@ class AtomicCheckpointHook(CheckpointHook):
                 level=logging.WARNING,
             )
 
+    def _write_atomically(self, runner: Runner) -> None:
+        folder = str(self.out_dir or runner.work_dir)
+        chosen = self.file_client_args is not None or (self.backend_args or {}).get("backend")
+        if not chosen and type(get_file_backend(folder, backend_args=self.backend_args)) is LocalBackend:
+            self.backend_args = {**(self.backend_args or {}), "backend": ATOMIC}
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Tell the companion, once the hooks before, such as EMAHook, have changed the checkpoint."""
         if self.companion is not None:
-            self.companion.before_save_checkpoint(checkpoint, self._path)
+            self.companion.saving(checkpoint, self._path)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = None
@@ -97,7 +108,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 **self.args,
             )
         if is_main_process():
-            put_text(self.last_ckpt, join_path(runner.work_dir, "last_checkpoint"))
+            put_last_checkpoint(runner, self.last_ckpt)
             if outdated is not None:
                 self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated)))
 
@@ -122,7 +133,7 @@ class AtomicCheckpointHook(CheckpointHook):
         elif self.file_backend.isdir(path):  # DeepSpeed's
             self.file_backend.rmtree(path)
         if self.companion is not None:
-            self.companion.remove(path)
+            self.companion.removed(path)
 
     def _best(self) -> dict[str, str]:
         """The best checkpoint for each score."""
@@ -186,9 +197,11 @@ def _naming_what_is_left(runner: Runner) -> Iterator[None]:
         raise RuntimeError(f"a checkpoint could not be saved: {error}; {last_checkpoint(runner)}") from error
 
 
-def accumulated_iterations(runner: Runner) -> int:
-    """How many iterations' gradients make one step of the optimizer."""
-    return getattr(runner.optim_wrapper, "_accumulative_counts", 1)
+def put_last_checkpoint(runner: Runner, path: str) -> None:
+    """Note in the work dir which checkpoint is the latest."""
+    file = join_path(runner.work_dir, "last_checkpoint")
+    local = type(get_file_backend(file)) is LocalBackend
+    put_text(path, file, backend_args={"backend": ATOMIC} if local else None)
 
 
 def last_checkpoint(runner: Runner) -> str:

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from ..delta import DeltaError, base_digests, check_base, load_delta
 from ..delta.base_file import BASE_FILE, base_name, find_base, save_base
-from ..delta.errors import listed
+from ..internals import load_path, resumes
+from ..text import listed
 from .processes import in_main_process
+
+SUFFIX = ".delta.safetensors"  #: of a delta, in place of its checkpoint's
 
 
 def initial_state(cfg: Config) -> dict[str, Tensor]:
@@ -64,13 +67,39 @@ def make_base(cfg: Config, path: str | Path, folder: str | Path | None = None) -
     return save_base(base, Path(folder or Path(path).parent / "bases"))
 
 
-def provide_base(runner: Runner) -> None:
+def delta_path(checkpoint: str | Path) -> Path:
+    """The delta beside a checkpoint."""
+    path = Path(checkpoint)
+    return path.with_name(path.stem + SUFFIX)
+
+
+def prepare_to_load(runner: Runner) -> None:
+    """Ready a runner to load a delta, if that is what it begins with: its base file must be found.
+
+    Raises:
+        ValueError: The run shall be resumed from a delta.
+        DeltaError: The base file is not found, and the weights that the config names are not the base.
+        RuntimeError: So it is in the first process.
+    """
+    path = load_path(runner) or ""
+    if resumes(runner) and path.endswith(".safetensors"):
+        beside = Path(path.removesuffix(SUFFIX) + ".pth")
+        cure = f"resume from '{beside}', beside it" if beside.is_file() else "resume from a .pth of the run"
+        raise ValueError(
+            f"'{path}' holds weights alone, no optimizer and no schedules, and a run cannot go on from it: {cure}; to "
+            "start anew from its weights leave out --resume and set load_from"
+        )
+    _provide_base(runner)
+
+
+def _provide_base(runner: Runner) -> None:
     """Make the base file of the delta that a runner is to load, if it is not found, from the weights its config names.
 
     Raises:
-        RuntimeError: It cannot be made, or these weights are not the base; in all processes.
+        DeltaError: It cannot be made, or these weights are not the base.
+        RuntimeError: So it is in the first process.
     """
-    path = str(getattr(runner, "_load_from", None))
+    path = load_path(runner) or ""
     if not path.endswith(".safetensors") or not isinstance(runner.cfg.get("model"), dict):
         return
 
@@ -91,4 +120,4 @@ def provide_base(runner: Runner) -> None:
                 raise DeltaError(text) from reason
             print_log(f"the delta's base is made from the weights that the config names: '{made}'", logger="current")
 
-    in_main_process(provide, "load_from")
+    in_main_process(provide)

@@ -11,13 +11,14 @@ from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor
 
 from ..delta import DeltaError, Header
-from ..delta.errors import listed
+from ..text import listed
 
 BASE_KEY = "apla_mm_base"  #: of the base file's name in a checkpoint's ``meta``
+APLA_KEY = "apla"  #: of what a run was asked for of APLA in a checkpoint's ``meta``
 _META, _VERSIONS = "meta", "module_versions"  # keys in ``header.extra``
 _LONGEST_META = 2**20  # characters; longer ones take Python's parser seconds
 # the header's own, which mmengine would run as Python; of resuming
-_LEFT_OUT = ("cfg", "config", "apla_mm", BASE_KEY)
+_LEFT_OUT = ("cfg", "config", "apla_mm", APLA_KEY, BASE_KEY)
 
 
 def extra_of(meta: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -71,10 +72,22 @@ def scores_of(checkpoint: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in found.items() if key not in ("time", "data_time")}
 
 
-def plain(values: Any) -> Any:
+def as_json(values: Any) -> Any:
     """Values as JSON has them."""
     return json.loads(
         json.dumps(values, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
+    )
+
+
+def chosen_in(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says that its run was asked for of APLA, as fields of a delta's header: r, seed, selection."""
+    chosen = meta.get(APLA_KEY)
+    chosen = dict(chosen) if isinstance(chosen, dict) else {}
+    r, seed = chosen.pop("r", None), chosen.pop("seed", None)
+    return dict(
+        r=r if isinstance(r, int | float | str) and not isinstance(r, bool) else None,
+        seed=seed if type(seed) is int else None,
+        selection=as_json(chosen),
     )
 
 

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.fileio.io import backend_instances
 
-from ..delta.atomic_file import write_whole
+from ..delta.atomic_file import write_atomic
+
+ATOMIC = "apla_mm.atomic"  #: name of the backend, which no path chooses by itself
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -32,7 +33,7 @@ class AtomicLocalBackend(LocalBackend):
             super().put(obj, filepath)
             return
         try:
-            write_whole(obj, path)
+            write_atomic(obj, path)
         except OSError as error:
             raise OSError(
                 error.errno, f"{os.strerror(error.errno or 0)}: not written{_room(obj, path.parent)}", str(path)
@@ -51,6 +52,4 @@ def _room(obj: bytes | memoryview, folder: Path) -> str:
     return f"; it needs {memoryview(obj).nbytes / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are free"
 
 
-# the backend of mmengine's name, for checkpoints and all else that goes through its file module
-register_backend("local", AtomicLocalBackend, force=True, prefixes="")
-backend_instances.clear()  # of those that were used before
+register_backend(ATOMIC, AtomicLocalBackend)

@@ -9,14 +9,15 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..tuning.adapt_runner import unwrapped
+from ..method.wrappers import unwrapped
+from ..text import quoted
 from .atomic_checkpoint_hook import last_checkpoint
 
 
 class FiniteLossHook(Hook):
     """Stops training at a loss that is NaN or infinite, and never lets such weights be saved.
 
-    The error names the iteration, the losses, the pictures of the batch and of the one before, which may have been the
+    The error names the iteration, the losses, the images of the batch and of the one before, which may have been the
     cause, and the last checkpoint. mmengine brings the losses to the CPU in every iteration, so that looking at them
     costs nothing; weights are looked at when they are saved.
     """
@@ -32,15 +33,15 @@ class FiniteLossHook(Hook):
         Raises:
             RuntimeError: One is not finite.
         """
-        pictures = _pictures(data_batch)
+        images = _images(data_batch)
         losses = {key: _number(value) for key, value in (outputs or {}).items() if "loss" in key}
         if all(map(math.isfinite, losses.values())):
-            self._before = pictures
+            self._before = images
             return
         told = ", ".join(f"{key} {value:g}" for key, value in losses.items() if not math.isfinite(value))
         raise RuntimeError(
-            f"iteration {runner.iter + 1}: {told}; pictures: {_some(pictures)}; those of the iteration before, whose "
-            f"gradient may have been the cause: {_some(self._before)}; {last_checkpoint(runner)}. clip_grad, or "
+            f"iteration {runner.iter + 1}: {told}; images: {_shown(images)}; those of the iteration before, whose "
+            f"gradient may have been the cause: {_shown(self._before)}; {last_checkpoint(runner)}. clip_grad, or "
             "bfloat16 instead of float16, may help; so may a smaller learning rate or a longer warm-up, in a new run"
         )
 
@@ -54,7 +55,7 @@ class FiniteLossHook(Hook):
             if parameter.requires_grad and not torch.isfinite(parameter).all():
                 raise RuntimeError(
                     f"iteration {checkpoint['meta']['iter']}: '{name}' holds values that are not finite, and is not "
-                    f"saved; pictures of the last iteration: {_some(self._before)}; {last_checkpoint(runner)}"
+                    f"saved; images of the last iteration: {_shown(self._before)}; {last_checkpoint(runner)}"
                 )
 
 
@@ -62,11 +63,10 @@ def _number(loss: Any) -> float:
     return loss.detach().sum().item() if isinstance(loss, Tensor) else float(loss)
 
 
-def _pictures(batch: Any) -> list[str]:
+def _images(batch: Any) -> list[str]:
     samples = batch.get("data_samples") if isinstance(batch, dict) else None
     return [str(sample.img_path) for sample in samples or [] if "img_path" in sample]
 
 
-def _some(names: Sequence[str], count: int = 16) -> str:
-    rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(f"'{name}'" for name in names[:count]) + rest if names else "unknown"
+def _shown(names: Sequence[str]) -> str:
+    return quoted(names, 16) or "unknown"

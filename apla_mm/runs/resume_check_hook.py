@@ -11,8 +11,11 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ..measure.fingerprint import channels_of
-from ..tuning.adapt_runner import unwrapped
+from ..internals import resumes
+from ..method.channels import channels_of
+from ..method.wrappers import unwrapped
+from ..text import first_few
+from .processes import in_every_process
 
 #: what decides about the weights that training gives ...
 _COMPARED = (
@@ -36,8 +39,7 @@ _LEFT_OUT = (
     "custom_hooks.APLAHook.prove",
     "custom_hooks.APLAHook.depth",
     "custom_hooks.APLAHook.patience",
-    "custom_hooks.APLAHook.save",
-    "custom_hooks.APLAHook.base_dir",
+    "custom_hooks.DeltaHook*",
     "custom_hooks.DataCheckHook*",
     "train_dataloader.num_workers",
     "train_dataloader.persistent_workers",
@@ -85,8 +87,12 @@ class ResumeCheckHook(Hook):
         Raises:
             ValueError: The checkpoint is of another run.
         """
-        if not runner._resume:
-            return
+        # a text that mmengine would run as Python
+        (checkpoint.get("meta") or {}).pop("config", None)
+        if resumes(runner):
+            in_every_process(lambda: self._check(runner, checkpoint))
+
+    def _check(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         meta = checkpoint.get("meta") or {}
         if "iter" not in meta or "optimizer" not in checkpoint:
             raise ValueError(
@@ -114,13 +120,13 @@ class ResumeCheckHook(Hook):
             first = next(key for key, fine in zip(changed, allowed, strict=True) if not fine).split(".")[0]
             first = first if first in _COMPARED else "processes"
             raise ValueError(
-                f"the checkpoint is of a run with other settings:\n  {_some(refused)}\nResume with those of then, or "
+                f"the checkpoint is of a run with other settings:\n  {_lines(refused)}\nResume with those of then, or "
                 f"name what may differ, as in --cfg-options default_hooks.resume_check.allow={first}; the optimizer's "
                 "settings, the schedules and the seed then stay as they were saved. To start anew from its weights "
                 "leave out --resume and set load_from"
             )
         if told:
-            print_log(f"resuming with other settings, as allowed:\n  {_some(told)}", logger="current")
+            print_log(f"resuming with other settings, as allowed:\n  {_lines(told)}", logger="current")
 
 
 def _read(record: Any) -> tuple[dict[str, str], dict[str, str]]:
@@ -160,14 +166,13 @@ def _compare_trained(then: Mapping[str, str], now: Mapping[str, str]) -> None:
     if changed:
         told = [f"{name}: {then.get(name, 'did not train')} then, {now.get(name, 'frozen')} now" for name in changed]
         raise ValueError(
-            f"the checkpoint is of a run in which other parameters trained:\n  {_some(told)}\nSet r, seed and channels "
-            "as then; to start anew from its weights leave out --resume and set load_from"
+            f"the checkpoint is of a run in which other parameters trained:\n  {_lines(told)}\nSet r, seed and "
+            "channels as then; to start anew from its weights leave out --resume and set load_from"
         )
 
 
-def _some(lines: Sequence[str], count: int = 8) -> str:
-    rest = f"\n  and {len(lines) - count} more" if len(lines) > count else ""
-    return "\n  ".join(lines[:count]) + rest
+def _lines(lines: Sequence[str]) -> str:
+    return first_few(lines, separator="\n  ")
 
 
 def _settings(cfg: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ class SavedBuffersHook(Hook):
     mean of all, as mmengine's SyncBuffersHook takes it, is not.
     """
 
-    priority = "LOWEST"  # after EMAHook has put the mean of weights in their place
+    priority = "LOWEST"  # after EMAHook has put the EMA in their place
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Send the buffers."""

@@ -11,12 +11,12 @@ import torch
 import torch.distributed
 from mmengine.device import get_device
 from mmengine.dist import barrier, get_world_size, is_main_process
-from mmengine.fileio import join_path, put_text
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from .atomic_checkpoint_hook import accumulated_iterations
+from ..internals import accumulated_iterations, save_at, swap_ema
+from .atomic_checkpoint_hook import put_last_checkpoint
 from .loader_workers import shield_workers
 
 
@@ -98,7 +98,7 @@ class StopSignalHook(Hook):
         if self._leaving and runner.iter % accumulated_iterations(runner) == 0:
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
-                    hook._swap_ema_parameters()  # a validation sees the mean of weights
+                    swap_ema(hook)  # a validation sees the EMA
             self._leave(runner, self._leaving, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
@@ -167,7 +167,7 @@ def _save(runner: Runner, done: int) -> str | None:
     if not hook.by_epoch:
         path = hook.file_backend.join_path(hook.out_dir, hook.filename_tmpl.format(done))
         if hook.last_ckpt != path:
-            hook._save_checkpoint_with_step(runner, done, meta=dict(epoch=runner.epoch, iter=done))
+            save_at(hook, runner, done, dict(epoch=runner.epoch, iter=done))
         return path
     # mmengine resumes at the start of an epoch
     meta = dict(epoch=runner.epoch, iter=runner.epoch * len(runner.train_dataloader))
@@ -183,5 +183,5 @@ def _save(runner: Runner, done: int) -> str | None:
         **hook.args,
     )
     if is_main_process():
-        put_text(path, join_path(runner.work_dir, "last_checkpoint"))
+        put_last_checkpoint(runner, path)
     return path

@@ -10,6 +10,7 @@ from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader
 
+from ..internals import drop_iterator, ranks_differ
 from .seeding import seed_all
 from .training_batches import TrainingBatches, deaths_of_workers_told
 
@@ -18,14 +19,14 @@ class ResumableTrainLoop(IterBasedTrainLoop):
     """mmengine's loop by iterations, of which every iteration follows from the weights, the seed and its number alone.
 
     A run that is resumed gives the losses and weights, bit by bit on a CPU, of one that was never cut: it reads the
-    same pictures in the same order, augmented and dropped out at random in the same way, and reads none of those
+    same images in the same order, augmented and dropped out at random in the same way, and reads none of those
     before again. A validation that was due when the run ended is done first.
 
     Args:
         runner: The runner.
         dataloader: Config of the training data, or a DataLoader; that one's sampler must be the same in each run.
         max_iters: Iterations to train.
-        skip_unreadable: Whether a sample whose picture or label map cannot be read is replaced by the next one of the
+        skip_unreadable: Whether a sample whose image or label map cannot be read is replaced by the next one of the
             data set, with a line in the log, instead of an error.
         **kwargs: Further arguments of mmengine's loop.
 
@@ -46,9 +47,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         super().__init__(runner, dataloader, max_iters, **kwargs)
         if self.dataloader.batch_sampler is None:
             raise ValueError("ResumableTrainLoop reads data sets by indices, in batches; use IterBasedTrainLoop")
-        # it may have started workers
-        del self.dataloader_iterator
-        self.dataloader._iterator = None
+        drop_iterator(self)  # it may have started workers
 
     def run(self) -> Any:
         """Train, from the iteration that was resumed to the last.
@@ -59,7 +58,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         runner = self.runner
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
-        seed = runner.seed - (get_rank() if self._ranks_differ() else 0)
+        seed = runner.seed - (get_rank() if ranks_differ(runner) else 0)
         batches = TrainingBatches(
             self.dataloader, self._batch_sampler(seed), seed, self._iter, skip_unreadable=self.skip_unreadable
         )
@@ -81,9 +80,6 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         return runner.model
-
-    def _ranks_differ(self) -> bool:
-        return self.runner._randomness_cfg.get("diff_rank_seed", False)
 
     def _validation_is_due(self) -> bool:
         last = self._iter == self._max_iters

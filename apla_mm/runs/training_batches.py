@@ -13,12 +13,12 @@ from mmcv.transforms import BaseTransform
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails
 
-from ..data.data_check import DataError, UnreadableError, read_picture
+from ..data.reading import DataError, UnreadableError, read_image
+from ..internals import raise_if_worker_died
 from .seeding import seed_all
 
-_FILES = (("picture", "img_path"), ("label map", "seg_map_path"))
+_FILES = (("image", "img_path"), ("label map", "seg_map_path"))
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def _death_within(seconds: float) -> str:
     end = time.monotonic() + seconds
     try:
         while time.monotonic() < end:
-            _error_if_any_worker_fails()
+            raise_if_worker_died()
             time.sleep(0.01)
     except RuntimeError as death:
         return str(death)
@@ -69,7 +69,7 @@ class TrainingBatches:
         batch_sampler: Lists of indices of this process.
         seed: The run's seed, the same in all processes.
         start: How many batches training has seen; their indices are passed over and nothing of them is read.
-        skip_unreadable: Whether a sample whose picture or label map cannot be read is replaced by the next one.
+        skip_unreadable: Whether a sample whose image or label map cannot be read is replaced by the next one.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class _Reader(Dataset):
 def _cause(error: Exception, sample: Any) -> tuple[str, bool]:
     """What to say of an error while a sample was read, and whether a transform that loads files has raised it.
 
-    The files are those of the transform that failed: a data set that mixes pictures, as for mosaics, reads others than
+    The files are those of the transform that failed: a data set that mixes images, as for mosaics, reads others than
     its sample's.
     """
     files: dict[str, str] = {}
@@ -182,7 +182,7 @@ def _cause(error: Exception, sample: Any) -> tuple[str, bool]:
             loading = type(transform).__name__.startswith("Load")
     for what, path in files.items() if loading else ():
         try:
-            read_picture(path, what, flag="unchanged")
+            read_image(path, what, flag="unchanged")
         except UnreadableError as unreadable:
             return str(unreadable), True
     named = ", ".join(f"{what} '{path}'" for what, path in files.items())

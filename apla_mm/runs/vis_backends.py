@@ -9,6 +9,8 @@ from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
 from mmengine.visualization import BaseVisBackend, WandbVisBackend
 
+from ..internals import add_backend
+
 
 def add_vis_backends(runner: Runner) -> None:
     """Give a runner's visualizer the back ends of ``vis_backends`` in its config, beside those that it has.
@@ -37,7 +39,7 @@ def add_vis_backends(runner: Runner) -> None:
         if runner.visualizer.get_backend(name) is not None:
             continue
         _add_config(backend, runner.cfg)
-        runner.visualizer._vis_backends[name] = backend
+        add_backend(runner.visualizer, name, backend)
 
 
 def _add_config(backend: BaseVisBackend, cfg: Config) -> None:

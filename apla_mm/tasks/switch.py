@@ -8,12 +8,13 @@ from types import MappingProxyType
 from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..delta import Delta, load_delta
-from ..delta.errors import listed
-from .fitted import FittedDelta, fit
-from .guards import exclusive, guards_of
+from ..delta.apply import check_delta
+from ..method.wrappers import unwrapped
+from ..text import listed
+from .fitted import FittedDelta, part_of, put_heads
+from .lock import exclusive
 
 _fitted: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Delta, FittedDelta]] = WeakKeyDictionary()
 _files: WeakKeyDictionary[nn.Module, dict[str, tuple[object, Delta]]] = WeakKeyDictionary()
@@ -24,8 +25,7 @@ def task(
 ) -> AbstractContextManager[None]:
     """A block in which a model is a delta's task; behind it, also after an error, the model is what it was.
 
-    What the delta has is put back to the bit. Whatever else is written to inside stays so; the base is compared again
-    then, before the next block.
+    What the delta has is put back to the bit.
 
     The delta is checked once for each model, which takes most of its time for the base; from then on a switch copies
     the channels and whole tensors of the delta in, and back out, and nothing else::
@@ -33,7 +33,7 @@ def task(
         with apla_mm.task(model, delta):
             y = model(x)
 
-    Threads take turns: see :class:`TaskSwitch`, also for what else holds.
+    Threads take turns: see :class:`TaskSwitch`, also for what must not be done meanwhile.
 
     Args:
         model: A plain, adapted or compiled model, or its DistributedDataParallel; it holds the delta's base.
@@ -50,15 +50,18 @@ def task(
         DeltaError: Names, shapes or dtypes do not fit, or the file is not a whole and well formed delta.
         RuntimeError: A task of the model is on in this thread.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     if not isinstance(delta, Delta):
         delta = _read_once(model, delta, allow_nonfinite)
     known = _fitted.setdefault(model, WeakKeyDictionary())
     found = known.get(delta)
-    if found is None or found.is_stale(model) or (check_base and found.watch is None):
+    if found is None or found.is_stale() or (check_base and not found.checked):
         name = repr(delta.source or "a delta")
-        found = known[delta] = fit(model, delta, name, check_base=check_base, allow_nonfinite=allow_nonfinite)
-    return found.on(model, check_base)
+        with exclusive(model, f"adding task {name}"):
+            found = known[delta] = FittedDelta(
+                model, delta, name, check_base=check_base, allow_nonfinite=allow_nonfinite
+            )
+    return found.on(model)
 
 
 class TaskSwitch:
@@ -73,21 +76,20 @@ class TaskSwitch:
         with switch("segment"):
             segmentor.test_step(data)
 
-    Blocks of models that share any module exclude one another: a thread waits until another has left its block. Run
-    the base in a block as well, ``with switch(None)``, where others may switch. Tasks do not add up: a block in a block
-    of the same weights is an error. A block may be left in another thread than the one that entered it. Coroutines of
-    one thread do not wait for one another, it is an error too: do not await inside a block, or hold an
-    ``asyncio.Lock`` around it. Who nests blocks of models that share nothing does so in one order, or threads may wait
-    for each other.
+    The model has one lock, and a thread waits in front of a block until another has left its own. Run the base in a
+    block as well, ``with switch(None)``, where others may switch. Tasks do not add up: a block in a block of the model
+    is an error. A block may be left in another thread than the one that entered it. Coroutines of one thread do not
+    wait for one another, it is an error too: do not await inside a block, or hold an ``asyncio.Lock`` around it.
+
+    What must not be done: to hold blocks of two models that share modules at once (give them one switch, of what they
+    share); to write to the model's weights inside a block (what the task has is put back behind it) or between blocks
+    (``load_state_dict``, an optimizer's step; add the tasks again then); to write to a delta's tensors. Nothing watches
+    for it: the base is compared when a task is added.
 
     Tasks are for inference. A graph made on one side of a block's edge fails in backward on the other, as after an
     optimizer's step; what ``recompute`` or checkpointing computes again is computed with the weights of that moment.
     Weights are copied, not exchanged: their addresses stay, as CUDA graphs need, but what holds constants of its own
     (exported, frozen by inductor) does not switch.
-
-    A delta is checked when it is added: do not write to its tensors later. The base is compared then, and again before
-    a block when tensors of the model were replaced, moved or written to outside of blocks, as by ``load_state_dict``.
-    What writes through ``.data``, and training of adapted projections, goes unnoticed.
 
     Args:
         model: A plain, adapted or compiled model that holds the base. It may move to other devices between blocks.
@@ -107,7 +109,7 @@ class TaskSwitch:
     ) -> None:
         if prefix and not prefix.endswith("."):
             raise ValueError(f"prefix='{prefix}' must end in a dot")
-        self.model = _unwrapped(model)
+        self.model: nn.Module = unwrapped(model)
         self.prefix = prefix
         self.check_base = check_base
         self._added: dict[str, FittedDelta] = {}
@@ -150,22 +152,21 @@ class TaskSwitch:
         """
         if not isinstance(delta, Delta):
             delta = load_delta(delta, allow_nonfinite=allow_nonfinite)
-        heads: dict[str, Tensor] = {}
-        if whole is not None:
-            whole = _unwrapped(whole)
-            if dict(whole.named_modules(remove_duplicate=False)).get(self.prefix[:-1]) is not self.model:
-                raise ValueError(f"whole= does not hold the switch's model as '{self.prefix[:-1]}'")
-            heads = self._heads_of(whole, delta)
-            self._check_free(name, heads)
-        self._added[name] = fit(
-            self.model,
-            delta,
-            repr(name),
-            check_base=self.check_base,
-            allow_nonfinite=allow_nonfinite,
-            prefix=self.prefix,
-            whole=whole,
-        )
+        part = part_of(delta, self.prefix)
+        fit = dict(check_base=self.check_base, allow_nonfinite=allow_nonfinite)
+        if whole is None:
+            with exclusive(self.model, f"adding task {name!r}"):
+                self._added[name] = FittedDelta(self.model, part, repr(name), **fit)
+            return
+        whole = unwrapped(whole)
+        if dict(whole.named_modules(remove_duplicate=False)).get(self.prefix[:-1]) is not self.model:
+            raise ValueError(f"whole= does not hold the switch's model as '{self.prefix[:-1]}'")
+        with exclusive(self.model, f"adding task {name!r}"):
+            check_delta(whole, delta, check_base=self.check_base)
+            self._check_free(name, whole, delta)
+            fitted = FittedDelta(self.model, part, repr(name), check_base=False, allow_nonfinite=allow_nonfinite)
+            heads = put_heads(whole, delta, self.prefix)
+        self._added[name] = fitted
         self._heads[name] = [ref(tensor) for tensor in heads.values()]
 
     def __call__(self, name: str | None) -> AbstractContextManager[None]:
@@ -175,21 +176,18 @@ class TaskSwitch:
             KeyError: There is no such task.
         """
         if name is None:
-            return exclusive(guards_of(self.model), "the base")
+            return exclusive(self.model, "the base")
         if name not in self._added:
             raise KeyError(f"there is no task {name!r}; there are {self.names}")
-        return self._added[name].on(self.model, self.check_base)
+        return self._added[name].on(self.model)
 
-    def _heads_of(self, whole: nn.Module, delta: Delta) -> dict[str, Tensor]:
-        """What of a model is written to once and for good."""
+    def _check_free(self, name: str, whole: nn.Module, delta: Delta) -> None:
         tensors = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
-        names = {*delta.rows, *delta.tensors}
-        return {n: tensor for n, tensor in tensors.items() if n in names and not n.startswith(self.prefix)}
-
-    def _check_free(self, name: str, heads: Mapping[str, Tensor]) -> None:
+        written = {*delta.rows, *delta.tensors}
         for other, held in self._heads.items():
             ids = {id(tensor()) for tensor in held}
-            if other != name and (both := [n for n, tensor in heads.items() if id(tensor) in ids]):
+            both = [n for n in written & tensors.keys() if id(tensors[n]) in ids and not n.startswith(self.prefix)]
+            if other != name and both:
                 raise ValueError(
                     f"task {name!r}: {listed(both)} of whole= are those of task {other!r} already: give each task a "
                     "model of its own on the shared one, or switch all of it: TaskSwitch(whole, ...) or apla_mm.task"
@@ -208,14 +206,3 @@ def _read_once(model: nn.Module, path: str | Path, allow_nonfinite: bool) -> Del
     if path not in files or files[path][0] != state:
         files[path] = state, load_delta(path, allow_nonfinite=allow_nonfinite)
     return files[path][1]
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """What ``torch.compile`` and data parallelism were given."""
-    while True:
-        if isinstance(model, DataParallel | DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model

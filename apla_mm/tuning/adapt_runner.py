@@ -1,20 +1,15 @@
 """Adapts the model of a runner that is about to train."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
 from ..method import PartialLinear, Report, adapt
-
-
-def unwrapped(model: Any) -> nn.Module:
-    """The model inside DDP or another wrapper."""
-    return model.module if is_model_wrapper(model) else model
+from ..method.wrappers import unwrapped
+from .parameter_groups import optimizers_of
 
 
 def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Report]:
@@ -41,7 +36,7 @@ def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> di
             reports[target] = adapt(find_target(model, target), **arguments)
         except ValueError as error:
             raise ValueError(f"APLAHook, target '{target}': {error}") from error
-    for optimizer in _optimizers(runner.optim_wrapper):
+    for optimizer in optimizers_of(runner.optim_wrapper):
         _hold_what_trains(optimizer, model)
     return reports
 
@@ -60,14 +55,6 @@ def find_target(model: nn.Module, target: str) -> nn.Module:
             raise ValueError(f"{place} has no part '{step}'; it has {', '.join(children) or 'none'}")
         part = children[step]
     return part
-
-
-def _optimizers(wrapper: OptimWrapper | OptimWrapperDict) -> Iterator[Optimizer]:
-    wrappers: Sequence[OptimWrapper] = (
-        list(wrapper.optim_wrappers.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    )
-    for one in wrappers:
-        yield one.optimizer
 
 
 def _hold_what_trains(optimizer: Optimizer, model: nn.Module) -> None:

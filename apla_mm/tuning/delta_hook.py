@@ -1,94 +1,73 @@
-"""Deltas beside a run's checkpoints, or in their place."""
+"""The hook that writes a delta beside each checkpoint."""
 
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.fileio import LocalBackend
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner, find_latest_checkpoint
 from torch import Tensor
 
-from ..delta import DeltaError, base_digests, extract_delta, save_delta
+from ..delta import DeltaError, base_digests, extract_delta, extract_delta_from_digests, save_delta
 from ..delta.base_file import BASE_FILE, ENVIRONMENT, find_base, load_base, named_as, save_base
-from ..delta.errors import listed
-from ..runs.delta_meta import BASE_KEY, extra_of, scores_of
-from ..runs.packed_state import EMA, EMA_OTHERS, EMA_PREFIX, delta_of_state, pack
+from ..internals import load_path, resumes
+from ..method.wrappers import unwrapped
+from ..runs.base_from_config import delta_path
+from ..runs.delta_meta import BASE_KEY, chosen_in, extra_of, scores_of
 from ..runs.processes import in_main_process
-from .adapt_runner import unwrapped
-
-MODES = ("full", "delta", "both")
-SUFFIX = ".delta.safetensors"  #: in place of a checkpoint's
+from ..text import listed
+from .trainable_check_hook import is_training
 
 
-def delta_path(checkpoint: str | Path) -> Path:
-    """The delta beside a checkpoint."""
-    path = Path(checkpoint)
-    return path.with_name(path.stem + SUFFIX)
+class DeltaHook(Hook):
+    """Writes a delta, ``iter_N.delta.safetensors``, beside each ``iter_N.pth``, and the base once, before training.
 
+    A delta holds what trained or moved, which is little, and loads wherever checkpoints do as long as the base file is
+    found. Checkpoints stay plain and whole: they alone are resumed, by any OpenMMLab tool. How often they are saved and
+    how many are kept is said to the checkpoint hook; deltas come and go with them. Needs AtomicCheckpointHook::
 
-def look_also_in(folder: str | Path) -> None:
-    """Have this process and those that it starts look for base files in a folder too."""
-    folders = [f for f in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if f]
-    path = str(Path(folder).expanduser().absolute())
-    if path not in folders:
-        os.environ[ENVIRONMENT] = os.pathsep.join([path, *folders])
+        custom_hooks = [dict(type='APLAHook', r=64), dict(type='DeltaHook')]
 
-
-def refuse_to_resume_delta(runner: Runner) -> None:
-    """Say why a run cannot go on from a delta.
-
-    Raises:
-        ValueError: The run shall be resumed from one.
-    """
-    path = getattr(runner, "_load_from", None)
-    if not getattr(runner, "_resume", False) or not str(path).endswith(".safetensors"):
-        return
-    beside = Path(str(path).removesuffix(SUFFIX) + ".pth")
-    cure = f"resume from '{beside}', beside it" if beside.is_file() else "resume from a .pth of the run"
-    raise ValueError(
-        f"'{path}' holds weights alone, no optimizer and no schedules, and a run cannot go on from it: {cure}; to "
-        "start anew from its weights leave out --resume and set load_from"
-    )
-
-
-class DeltaSaver:
-    """Writes a delta for each checkpoint that AtomicCheckpointHook saves, and one base file for all of them.
+    With EMA a delta holds the EMA, as the checkpoint's ``state_dict`` does.
 
     Args:
-        mode: ``'delta'``: checkpoints keep only what trained or moved, and all that resuming needs; ``'both'``: they
-            are whole.
-        base_dir: Folder of the base file; None for the checkpoints' own.
-        about: Fields of the deltas' headers that stay the same: r, seed, selection.
+        base_dir: Folder of the base file, which runs of the same frozen weights can share; None for the checkpoints'
+            own. ``bases`` in that folder's parent is found without being named; any other one must be named to tools
+            that run no hooks, by the environment variable ``APLA_MM_BASES``.
     """
 
-    def __init__(self, mode: str, base_dir: str | None, about: Mapping[str, Any]) -> None:
-        self.mode, self.base_dir, self.about = mode, base_dir, about
+    priority = "VERY_HIGH"
+
+    def __init__(self, base_dir: str | None = None) -> None:
+        self.base_dir = base_dir
         self.base_file = ""
         self._digests: dict[str, str] = {}
         self._channels: dict[str, Tensor] = {}
         self._resumed_base: Callable[[], Path] | None = None
 
-    def attach(self, runner: Runner) -> None:
-        """Have the runner's checkpoint hook call this.
+    def before_run(self, runner: Runner) -> None:
+        """Have the runner's checkpoint hook call this one.
 
         Raises:
             ValueError: It is of another type, or the runner shards.
         """
+        if self.base_dir is not None:
+            _look_also_in(self.base_dir)
+        if not is_training(runner):
+            return
         if isinstance(runner, FlexibleRunner):
             raise ValueError(
-                f"APLAHook(save='{self.mode}') is not for FlexibleRunner, whose strategies write checkpoints "
-                "themselves; leave save out"
+                "DeltaHook is not for FlexibleRunner, whose strategies write checkpoints themselves; leave it out, "
+                "tools/model_converters/extract_delta.py makes deltas of them"
             )
         hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
         if not hooks or not all(hasattr(hook, "companion") for hook in hooks):
             raise ValueError(
-                f"APLAHook(save='{self.mode}') writes and removes deltas together with checkpoints: set "
+                "DeltaHook writes and removes deltas together with checkpoints: set "
                 "default_hooks.checkpoint.type='AtomicCheckpointHook'"
             )
         for hook in hooks:
@@ -100,19 +79,19 @@ class DeltaSaver:
         Raises:
             ValueError: It has none.
         """
-        if not runner._resume:
+        if not resumes(runner) or not is_training(runner):
             return
         name = (checkpoint.get("meta") or {}).get(BASE_KEY)
         if name is None:
             raise ValueError(
-                f"APLAHook(save='{self.mode}'): the checkpoint that is resumed names no base file, being of a run with "
-                "save='full', and the weights before that run are not known here: resume with save='full'; "
+                "DeltaHook: the checkpoint that is resumed names no base file, being of a run without DeltaHook, and "
+                "the weights before that run are not known here: resume without it; "
                 "tools/model_converters/extract_delta.py makes deltas of its checkpoints"
             )
-        source = Path(runner._load_from or find_latest_checkpoint(runner.work_dir))
+        source = Path(load_path(runner) or find_latest_checkpoint(runner.work_dir))
         self._resumed_base = lambda: find_base(name, source)
 
-    def before_train(self, runner: Runner, folder: str, backend: Any) -> None:
+    def begin(self, runner: Runner, folder: str, backend: Any) -> None:
         """Write the base file, or compare the one of the run that is resumed.
 
         Args:
@@ -121,17 +100,16 @@ class DeltaSaver:
             backend: The folder's file backend.
 
         Raises:
-            ValueError: The folder is not on a local disk.
-            RuntimeError: It could not be written, is not there, or is another one; in all processes.
+            ValueError: The folder is not on a local disk; or the base file is not there, or is another one.
+            OSError: It could not be written.
+            RuntimeError: One of these, in another process.
         """
         if not isinstance(backend, LocalBackend):
             raise ValueError(
-                f"APLAHook(save='{self.mode}') writes to local disks alone, and checkpoints go to '{folder}': leave "
-                "save or default_hooks.checkpoint.out_dir out"
+                f"DeltaHook writes to local disks alone, and checkpoints go to '{folder}': leave DeltaHook or "
+                "default_hooks.checkpoint.out_dir out"
             )
-        in_main_process(
-            lambda: self._prepare(runner, Path(self.base_dir or folder).expanduser()), f"APLAHook(save='{self.mode}')"
-        )
+        in_main_process(lambda: self._prepare(runner, Path(self.base_dir or folder).expanduser()))
 
     def _prepare(self, runner: Runner, folder: Path) -> None:
         model = unwrapped(runner.model)
@@ -141,7 +119,7 @@ class DeltaSaver:
         except DeltaError as error:
             raise DeltaError(
                 f"a delta of this model would be refused: {error}. Register buffers with persistent=False where "
-                "they must hold such values, or leave save out"
+                "they must hold such values, or leave DeltaHook out"
             ) from error
         self._channels, self._digests = begun.channels, begun.header.base
         if self._resumed_base is None:
@@ -172,39 +150,41 @@ class DeltaSaver:
             )
         self._digests = found
 
-    def before_save_checkpoint(self, checkpoint: dict[str, Any], path: str | None) -> None:
-        """Write the delta, and leave out of the checkpoint what is in the base.
+    def saving(self, checkpoint: dict[str, Any], path: str | None) -> None:
+        """Write the delta, and name the base file in the checkpoint.
 
         Args:
-            checkpoint: What is about to be saved, with the means of weights where it will have them.
-            path: The file; None if it is not the hook that saves, and nothing but the base's name is added.
+            checkpoint: What is about to be saved, with the EMA where it will have it.
+            path: The file; None if it is not the checkpoint hook that saves, and no delta is written.
 
         Raises:
             DeltaError: There is NaN or infinity in what trained.
             OSError: The delta cannot be written.
         """
-        meta = checkpoint["meta"]
+        meta, state = checkpoint["meta"], checkpoint["state_dict"]
         meta[BASE_KEY] = self.base_file
         if path is None:
             return
-        state = checkpoint["state_dict"]
-        about = {
-            **self.about,
-            "iteration": meta.get("iter"),
-            "metrics": scores_of(checkpoint),
-            "extra": {BASE_FILE: self.base_file, **extra_of(meta, state)},
-        }
-        delta = delta_of_state(state, self._digests, self._channels, config=meta.get("cfg", ""), **about)
+        delta = extract_delta_from_digests(
+            state,
+            self._digests,
+            self._channels,
+            **chosen_in(meta),
+            config=meta.get("cfg", ""),
+            iteration=meta.get("iter"),
+            metrics=scores_of(checkpoint),
+            extra={BASE_FILE: self.base_file, **extra_of(meta, state)},
+        )
         save_delta(delta, delta_path(path))
-        if self.mode != "delta":
-            return
-        checkpoint["state_dict"] = pack(replace(delta, header=replace(delta.header, config="")))
-        if EMA in checkpoint:
-            mean = checkpoint[EMA]
-            own = OrderedDict((n.removeprefix(EMA_PREFIX), t) for n, t in mean.items() if n.startswith(EMA_PREFIX))
-            checkpoint[EMA_OTHERS] = {n: t for n, t in mean.items() if not n.startswith(EMA_PREFIX)}
-            checkpoint[EMA] = pack(delta_of_state(own, self._digests, self._channels))
 
-    def remove(self, path: str) -> None:
+    def removed(self, path: str) -> None:
         """Remove the delta of a checkpoint that is outdated."""
         delta_path(path).unlink(missing_ok=True)
+
+
+def _look_also_in(folder: str | Path) -> None:
+    """Have this process and those that it starts look for base files in a folder too."""
+    folders = [f for f in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if f]
+    path = str(Path(folder).expanduser().absolute())
+    if path not in folders:
+        os.environ[ENVIRONMENT] = os.pathsep.join([path, *folders])

@@ -9,7 +9,6 @@ import torch
 from mmengine._strategy import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from mmengine.device import get_device
 from mmengine.model import MMFullyShardedDataParallel
-from mmengine.registry import MODEL_WRAPPERS, STRATEGIES
 from mmengine.runner import FlexibleRunner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -20,7 +19,6 @@ from ..method.sharding import keep_whole
 from ..options.sync_bn import sync_bn_to_bn
 
 
-@MODEL_WRAPPERS.register_module()
 class APLAFullyShardedDataParallel(MMFullyShardedDataParallel):
     """mmengine's FSDP of what is frozen in a model; what trains stays whole, as in DDP.
 
@@ -45,7 +43,6 @@ class APLAFullyShardedDataParallel(MMFullyShardedDataParallel):
         super().__init__(module, ignored_states=trained, **kwargs)
 
 
-@STRATEGIES.register_module()
 class APLAFSDPStrategy(FSDPStrategy):
     """mmengine's FSDPStrategy with :class:`APLAFullyShardedDataParallel`.
 

@@ -5,9 +5,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
+
+from ..method.wrappers import unwrapped
 
 
 class BFloat16OptimWrapper(OptimWrapper):
@@ -35,9 +36,8 @@ class BFloat16OptimWrapper(OptimWrapper):
             autocast = torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
             if self.parts is None:
                 stack.enter_context(autocast)
-            inner: Any = model.module if is_model_wrapper(model) else model
             for name in self.parts or ():
-                if (part := getattr(inner, name, None)) is not None:
+                if (part := getattr(unwrapped(model), name, None)) is not None:
                     stack.enter_context(_forward_under(autocast, part))
             yield
 

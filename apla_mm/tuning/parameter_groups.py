@@ -9,6 +9,8 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 from torch.optim import Optimizer
 
+from ..text import table
+
 
 @dataclass(frozen=True)
 class ParameterGroup:
@@ -58,15 +60,10 @@ def groups_by_lr(wrapper: OptimWrapper | OptimWrapperDict, model: nn.Module) -> 
 
 
 def format_groups(groups: list[ParameterGroup]) -> str:
-    """A table of the groups as text, columns aligned."""
-    table = [("group", "trained", "lr", "weight decay")]
-    for group in groups:
-        decay = "mixed" if group.weight_decay is None else f"{group.weight_decay:g}"
-        table.append((group.name, f"{group.count:,}", f"{group.lr:.4g}", decay))
-    widths = [max(len(row[i]) for row in table) for i in range(4)]
-    return "\n".join(
-        f"{g:<{widths[0]}}  {n:>{widths[1]}}  {lr:>{widths[2]}}  {d:>{widths[3]}}" for g, n, lr, d in table
-    )
+    """A table of the groups as text."""
+    decays = ("mixed" if group.weight_decay is None else f"{group.weight_decay:g}" for group in groups)
+    rows = ((g.name, f"{g.count:,}", f"{g.lr:.4g}", decay) for g, decay in zip(groups, decays, strict=True))
+    return table(("group", "trained", "lr", "weight decay"), rows)
 
 
 def _merged(
@@ -74,7 +71,7 @@ def _merged(
 ) -> list[ParameterGroup]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for number, optimizer in enumerate(_optimizers(wrapper)):
+    for number, optimizer in enumerate(optimizers_of(wrapper)):
         for index, group in enumerate(optimizer.param_groups):
             trained = [p for p in group["params"] if p.requires_grad]
             if not trained:
@@ -98,7 +95,8 @@ def _merged(
     ]
 
 
-def _optimizers(wrapper: OptimWrapper | OptimWrapperDict) -> Iterator[Optimizer]:
+def optimizers_of(wrapper: OptimWrapper | OptimWrapperDict) -> Iterator[Optimizer]:
+    """The optimizers in mmengine's wrapper."""
     wrappers = wrapper.optim_wrappers.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     for one in wrappers:
         yield one.optimizer

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..method import PartialLinear, count_parameters
+from ..text import table
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,15 @@ def trainable_table(model: nn.Module, depth: int = 3) -> list[TrainableRow]:
             part[1] += tensor.numel()
         if isinstance(module, PartialLinear):  # its trained rows are part of its weight
             rows[_part(name, depth)][1] -= sum(p.numel() for p in module.trained.parameters())
-    table = [TrainableRow(part, *counts) for part, counts in rows.items()]
-    return [*table, TrainableRow("total", sum(row.trained for row in table), count_parameters(model))]
+    parts = [TrainableRow(part, *counts) for part, counts in rows.items()]
+    return [*parts, TrainableRow("total", sum(row.trained for row in parts), count_parameters(model))]
 
 
 def _part(module: str, depth: int) -> str:
     return ".".join([step for step in module.split(".") if not step.isdecimal()][:depth]) or "(own)"
 
 
-def format_table(rows: list[TrainableRow]) -> str:
-    """The table as text, columns aligned."""
-    head = ("module", "trained", "total", "share")
-    body = [(row.module, f"{row.trained:,}", f"{row.total:,}", f"{row.share:.2%}") for row in rows]
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(4)]
-    lines = [f"{m:<{widths[0]}}  {t:>{widths[1]}}  {n:>{widths[2]}}  {s:>{widths[3]}}" for m, t, n, s in [head, *body]]
-    return "\n".join(lines)
+def format_trainable(rows: list[TrainableRow]) -> str:
+    """The table as text."""
+    cells = ((row.module, f"{row.trained:,}", f"{row.total:,}", f"{row.share:.2%}") for row in rows)
+    return table(("module", "trained", "total", "share"), cells)

@@ -11,8 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..method.wrappers import unwrapped
 from ..runs.vis_backends import add_vis_backends
-from .adapt_runner import unwrapped
 from .parameter_groups import ParameterGroup, format_groups, groups_by_lr, groups_by_settings
 
 

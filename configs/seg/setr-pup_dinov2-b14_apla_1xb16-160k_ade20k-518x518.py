@@ -1,4 +1,4 @@
-# APLA on DINOv2 ViT-B/14: pictures of 37 x 37 patches
+# APLA on DINOv2 ViT-B/14: images of 37 x 37 patches
 _base_ = "apla_vitb_ade.py"
 crop_size = (518, 518)
 train_pipeline = _base_.train_pipeline

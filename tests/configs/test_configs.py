@@ -2,9 +2,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # before timm
-
-# isort: split
 import mmseg.models  # registers itself
 import pytest
 import timm
@@ -16,6 +13,8 @@ from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
 from mmseg.datasets import ADE20KDataset
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+import apla_mm
 
 SEG = Path(__file__).parents[2] / "configs/seg"
 CONFIGS = sorted(SEG.glob("*.py"))
@@ -118,7 +117,7 @@ def test_heads_take_what_the_backbone_gives(cfg: Config, model: Any) -> None:
 
 
 @on_apla_vit
-def test_heads_make_logits_of_the_pictures_size_on_every_map(cfg: Config, model: Any) -> None:
+def test_heads_make_logits_of_the_images_size_on_every_map(cfg: Config, model: Any) -> None:
     height, width = cfg.model.data_preprocessor.size
     maps = model.extract_feat(torch.empty(2, 3, height, width, device="meta"))
     patch = model.backbone.patch_size[0]
@@ -178,7 +177,7 @@ def test_model_is_mmsegs_own_with_the_weights_it_names(path: Path, cfg: Config, 
 
 
 @on_apla_vit
-def test_pretrained_weights_exist_and_pictures_are_normalised_for_them(cfg: Config) -> None:
+def test_pretrained_weights_exist_and_images_are_normalised_for_them(cfg: Config) -> None:
     name = cfg.model.backbone.model_name
     assert timm.is_model_pretrained(name) and cfg.model.backbone.get("pretrained", True) is True
     weights = timm.get_pretrained_cfg(name)
@@ -200,7 +199,7 @@ def test_one_size_holds_everywhere(cfg: Config) -> None:
 
 
 @on_apla_vit
-def test_pictures_are_whole_patches(cfg: Config, model: Any) -> None:
+def test_images_are_whole_patches(cfg: Config, model: Any) -> None:
     patch = model.backbone.patch_size[0]
     assert all(side % patch == 0 for side in cfg.model.data_preprocessor.size)
     assert cfg.model.data_preprocessor.test_cfg.size_divisor == patch

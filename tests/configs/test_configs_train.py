@@ -8,9 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import numpy as np
 import pytest
 import torch
@@ -24,7 +21,7 @@ from torch import Tensor, nn
 
 from apla_mm.method import PartialLinear
 from apla_mm.options.command_line import build_runner, load_config
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 ROOT = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted([*ROOT.glob("seg/*.py"), *ROOT.glob("det/*.py")])
@@ -50,7 +47,7 @@ class Start(Hook):
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures to train on and two to validate on, in ADE20K's layout.
+    """Two images to train on and two to validate on, in ADE20K's layout.
 
     Labels 0 and 1 fit ADE20K, where 0 means no class, as well as a data set of two classes; the first row is ignored.
     """
@@ -95,7 +92,7 @@ def run(
     start = Start()
     runner.register_hook(start)
     runner.train()
-    saved = load_from_local(str(work_dir / "iter_2.pth"))["state_dict"]
+    saved = read_checkpoint(str(work_dir / "iter_2.pth"))["state_dict"]
     return SimpleNamespace(
         name=name,
         scope=cfg.default_scope,

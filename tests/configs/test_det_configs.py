@@ -4,9 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import mmdet
 import pytest
 import timm
@@ -121,7 +118,7 @@ def test_one_size_holds_everywhere(cfg: Config, model: Any) -> None:
 
 
 @pytest.mark.parametrize("path", APLA_VIT, ids=lambda path: path.stem, indirect=True)
-def test_pretrained_weights_exist_and_pictures_are_normalised_for_them(cfg: Config) -> None:
+def test_pretrained_weights_exist_and_images_are_normalised_for_them(cfg: Config) -> None:
     name = cfg.model.backbone.model_name
     assert timm.is_model_pretrained(name)
     weights = timm.get_pretrained_cfg(name)

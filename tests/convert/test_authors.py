@@ -5,9 +5,6 @@ import sys
 import types
 from collections import OrderedDict
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import pytest
 import safetensors.torch
 import timm
@@ -17,7 +14,7 @@ from torch import nn
 
 from apla_mm.convert.authors import check_not_resumed, read_authors
 from apla_mm.delta import load_delta
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 DIM, R = 32, 5
 
@@ -146,7 +143,7 @@ def test_it_becomes_plain(run, write, tmp_path, run_tool, given):
     output = run_tool("import_apla", checkpoint, tmp_path / "plain.pth", *arguments)
     assert "2 projections put together" in output
     assert ("frozen channels are the base's" in output) == (given == ["--base"])
-    state = load_from_local(tmp_path / "plain.pth")["state_dict"]
+    state = read_checkpoint(tmp_path / "plain.pth")["state_dict"]
     check_plain(run, state, "backbone.vit." if given[:1] == ["--rename"] else "backbone.")
 
 
@@ -183,7 +180,7 @@ def test_it_becomes_a_delta(run, write, tmp_path, start_tool, run_tool):
 def test_other_ways_of_saving(run, write, tmp_path, run_tool, change):
     checkpoint, _ = write(change(run[2]))
     run_tool("import_apla", checkpoint, tmp_path / "plain.pth")
-    check_plain(run, load_from_local(tmp_path / "plain.pth")["state_dict"])
+    check_plain(run, read_checkpoint(tmp_path / "plain.pth")["state_dict"])
 
 
 A = "backbone.blocks.0.attn."
@@ -307,7 +304,7 @@ def test_a_file_of_channels_stands_in_for_missing_ones(run, write, tmp_path, run
     checkpoint, base = write({k: v for k, v in state.items() if "inds" not in k}, start=state)
     arguments = ("--inds", inds, "--base", base, "--base-prefix", "backbone.")
     run_tool("import_apla", checkpoint, tmp_path / "plain.pth", *arguments)
-    check_plain(run, load_from_local(tmp_path / "plain.pth")["state_dict"])
+    check_plain(run, read_checkpoint(tmp_path / "plain.pth")["state_dict"])
     for wrong, error in (
         ({"block_0": lists["block_0"]}, "has no entry"),
         ({**lists, "block_1": lists["block_1"][1:]}, f"4 channels are listed for it, and {R} are stored"),

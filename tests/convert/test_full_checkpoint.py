@@ -14,7 +14,7 @@ from apla_mm.convert.config_text import apla_settings, read_config, summary
 from apla_mm.convert.files import Weights
 from apla_mm.convert.full_checkpoint import delta_of
 from apla_mm.delta import load_delta
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 from apla_mm.tuning.apla_hook import APLAHook
 
 CONFIG = """
@@ -55,7 +55,7 @@ def test_there_and_back_by_the_tools(trained, tmp_path, monkeypatch, start_tool,
     assert not out.exists()
     merged = start_tool("merge_delta", moved, out, APLA_MM_BASES=str(elsewhere))
     assert merged.returncode == 0, merged.stderr
-    checkpoint, full = load_from_local(out), load_from_local(trained.last)
+    checkpoint, full = read_checkpoint(out), read_checkpoint(trained.last)
     assert_same(checkpoint["state_dict"], full["state_dict"])
     assert_same(checkpoint["state_dict"], trained.state)
     for key in ("iter", "epoch", "cfg", "experiment_name", "seed", "mmengine_version"):
@@ -72,7 +72,7 @@ def test_mmengine_loads_what_was_merged(trained, tmp_path, run_tool, assert_same
     checkpoint = load_checkpoint(model, str(tmp_path / "m.pth"))
     assert_same(model.state_dict(), {name: trained.state[name] for name in model.state_dict()})
     assert checkpoint["meta"]["dataset_meta"]["classes"] == ("cat", "dog", "owl")
-    versions = load_from_local(trained.last)["state_dict"]._metadata  # BatchNorm's is 2
+    versions = read_checkpoint(trained.last)["state_dict"]._metadata  # BatchNorm's is 2
     assert checkpoint["state_dict"]._metadata["norm"] == versions["norm"] == dict(version=2)
     assert checkpoint["state_dict"]._metadata["head"] == versions["head"] == dict(version=1)
 
@@ -102,7 +102,7 @@ def test_one_base_serves_several_deltas(trained, tmp_path, run_tool):
 
 def test_metrics_are_those_of_the_weights_or_none(trained, tmp_path, run_tool):
     delta = tmp_path / "d.safetensors"
-    hub = load_from_local(trained.last)["message_hub"]["log_scalars"]
+    hub = read_checkpoint(trained.last)["message_hub"]["log_scalars"]
     assert "val/accuracy" in hub  # of the validation two iterations before
     run_tool("extract_delta", trained.last, trained.base, delta)
     assert load_delta(delta).header.metrics == {}
@@ -129,7 +129,7 @@ def test_channels_may_be_given(trained, tmp_path, run_tool, assert_same):
     run_tool("extract_delta", trained.last, tmp_path / "base.pth", delta, "--channels", lists, "--force")
     assert {key: value.tolist() for key, value in load_delta(delta).channels.items()} == trained.channels
     run_tool("merge_delta", delta, tmp_path / "m.pth")
-    assert_same(load_from_local(tmp_path / "m.pth")["state_dict"], trained.state)
+    assert_same(read_checkpoint(tmp_path / "m.pth")["state_dict"], trained.state)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_an_existing_file_is_kept_without_force(trained, tmp_path, run_tool):
         run_tool("merge_delta", out, kept)
     assert out.read_bytes() == data and kept.read_text() == "mine"
     run_tool("merge_delta", out, kept, "--force")
-    assert load_from_local(kept)["meta"]["iter"] == 4
+    assert read_checkpoint(kept)["meta"]["iter"] == 4
     with pytest.raises(SystemExit, match=r"must end in .pth or .safetensors"):
         run_tool("merge_delta", out, tmp_path / "m.bin")
     assert {path.name for path in tmp_path.iterdir()} == {"d.safetensors", "m.pth", "bases"}
@@ -179,7 +179,7 @@ def test_another_base_needs_no_check(trained, tmp_path, run_tool):
         run_tool("merge_delta", delta, out, "--base", tmp_path / "other.pth")
     assert not out.exists()
     run_tool("merge_delta", delta, out, "--base", tmp_path / "other.pth", "--no-check")
-    state = load_from_local(out)["state_dict"]
+    state = read_checkpoint(out)["state_dict"]
     assert torch.equal(state["backbone.vit.cls_token"], other["backbone.vit.cls_token"])
     with pytest.raises(SystemExit, match=r"is a delta.*merge_delta"):
         run_tool("merge_delta", delta, tmp_path / "n.pth", "--base", delta)

@@ -12,7 +12,7 @@ import torch
 from apla_mm.convert.info import describe
 from apla_mm.convert.publish import publish
 from apla_mm.delta import load_delta, save_delta
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 from apla_mm.runs.packed_state import pack
 
 DAY = datetime.date(2026, 3, 9)
@@ -31,14 +31,14 @@ def check_name(path, start, suffix):
 
 @pytest.mark.parametrize("out", ["setr_ade20k", "setr_ade20k.pth", "v1.5_setr"])
 def test_a_checkpoint_is_stripped_and_named(trained, tmp_path, assert_same, out):
-    before = load_from_local(trained.last)
+    before = read_checkpoint(trained.last)
     last = tmp_path / "work/last.pth"
     last.parent.mkdir()
     resuming = dict(apla_mm='{"config": {}, "trains": {}}', apla_mm_base="base-0123456789abcdef.safetensors")
     torch.save({**before, "meta": {**before["meta"], **resuming}}, last)
     path = publish(last, tmp_path / "out" / out, date=DAY)
     check_name(path, out.removesuffix(".pth"), ".pth")
-    after = load_from_local(path)
+    after = read_checkpoint(path)
     assert {"optimizer", "message_hub", "param_schedulers"} & before.keys()
     assert after.keys() == {"meta", "state_dict"} and after["meta"] == before["meta"]
     assert_same(after["state_dict"], before["state_dict"])
@@ -151,7 +151,7 @@ def test_info_of_a_delta(trained, delta, monkeypatch, tmp_path):
 
 def test_info_of_a_checkpoint_without_its_base(trained, delta, monkeypatch, tmp_path):
     monkeypatch.delenv("APLA_MM_BASES", raising=False)
-    whole, path = load_from_local(trained.best), tmp_path / "slim.pth"
+    whole, path = read_checkpoint(trained.best), tmp_path / "slim.pth"
     torch.save({**whole, "state_dict": pack(load_delta(delta))}, path)  # as APLAHook(save="delta") does
     (base,) = (tmp_path / "bases").iterdir()
     for found in (f"found: {base}", "NOT FOUND"):

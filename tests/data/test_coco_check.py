@@ -12,8 +12,8 @@ from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV1Dataset
 from mmseg.datasets import ADE20KDataset
 from PIL import Image
 
-from apla_mm.data.coco_check import check_annotations, check_pictures, is_coco
-from apla_mm.data.data_check import DataError
+from apla_mm.data.coco_check import check_annotations, check_images, is_coco
+from apla_mm.data.reading import DataError
 
 CLASSES = ("square", "disc")
 SHARED = Path(__file__).parents[3] / "shared/data"
@@ -29,7 +29,7 @@ def check(root: Path, classes: Any = CLASSES, split: str = "train", **settings: 
 
 
 def labels_of(root: Path, classes: Any = CLASSES, **settings: Any) -> list[int]:
-    """The labels that mmdet reads, of all pictures in turn."""
+    """The labels that mmdet reads, of all images in turn."""
     dataset = CocoDataset(
         ann_file=str(file_of(root)), data_prefix=dict(img=""), metainfo=dict(classes=classes), **settings
     )
@@ -47,29 +47,27 @@ def add(content: dict, **annotation: Any) -> None:
 @pytest.mark.parametrize("scored", [False, True])
 def test_file_in_order_is_summed_up(coco_root: Path, masks: bool, scored: bool) -> None:
     truths = [str(file_of(coco_root))] if scored else []
-    assert check(coco_root, masks=masks, truths=truths) == "4 pictures and 9 annotations in order"
-    assert check(coco_root, split="val", masks=masks) == "2 pictures and 4 annotations in order"
+    assert check(coco_root, masks=masks, truths=truths) == "4 images and 9 annotations in order"
+    assert check(coco_root, split="val", masks=masks) == "2 images and 4 annotations in order"
 
 
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ([60, 6, 10, 10], "has the box [60.0, 6.0, 10.0, 10.0], 6.0 pixels outside its picture of 64 x 48: expected"),
+        ([60, 6, 10, 10], "has the box [60.0, 6.0, 10.0, 10.0], 6.0 pixels outside its image of 64 x 48: expected"),
         ([5, 40, 10, 10], "has the box [5.0, 40.0, 10.0, 10.0], 2.0 pixels outside"),
         ([-2.5, 6, 10, 10], "has the box [-2.5, 6.0, 10.0, 10.0], 2.5 pixels outside"),
         ([70, 6, 0, 10], "has the box [70.0, 6.0, 0.0, 10.0], 6.0 pixels outside"),
         ([5, -3, 10, 10], "has the box [5.0, -3.0, 10.0, 10.0], 3.0 pixels outside"),
     ],
 )
-def test_box_outside_its_picture_is_an_error_that_names_both(
+def test_box_outside_its_image_is_an_error_that_names_both(
     coco_root: Path, edit_json: Edit, box: list, expected: str
 ) -> None:
     edit_json(file_of(coco_root), lambda content: add(content, bbox=box))
     with pytest.raises(DataError) as error:
         check(coco_root)
-    assert str(error.value).startswith(
-        f"'{file_of(coco_root)}': annotation 999 in picture 13, 'scene_3.jpg', {expected}"
-    )
+    assert str(error.value).startswith(f"'{file_of(coco_root)}': annotation 999 in image 13, 'scene_3.jpg', {expected}")
 
 
 def test_error_tells_how_many_more_boxes_are_wrong(coco_root: Path, edit_json: Edit) -> None:
@@ -83,7 +81,7 @@ def test_error_tells_how_many_more_boxes_are_wrong(coco_root: Path, edit_json: E
 
 
 @pytest.mark.parametrize(("tolerance", "outside", "fine"), [(1.0, 0.9, True), (1.0, 1.1, False), (3.0, 2.9, True)])
-def test_box_may_reach_out_of_its_picture_by_the_tolerance(
+def test_box_may_reach_out_of_its_image_by_the_tolerance(
     coco_root: Path, edit_json: Edit, tolerance: float, outside: float, fine: bool
 ) -> None:
     edit_json(file_of(coco_root), lambda content: add(content, bbox=[54 + outside, 6, 10, 10]))
@@ -138,7 +136,7 @@ RUN_LENGTHS = dict(size=[48, 64], counts=[0, 480, 2592])
 )
 def test_polygons_and_run_lengths_are_masks(coco_root: Path, edit_json: Edit, mask: Any) -> None:
     edit_json(file_of(coco_root), lambda content: add(content, segmentation=mask))
-    assert check(coco_root, masks=True) == "4 pictures and 10 annotations in order"
+    assert check(coco_root, masks=True) == "4 images and 10 annotations in order"
 
 
 @pytest.mark.parametrize(
@@ -152,8 +150,8 @@ def test_polygons_and_run_lengths_are_masks(coco_root: Path, edit_json: Edit, ma
         ([[]], "has a segmentation that holds no polygon"),
         ("mask.png", "has a segmentation that is neither polygons nor run lengths"),
         (dict(size=[48, 64]), "has a segmentation that is neither polygons nor run lengths"),
-        (dict(RUN_LENGTHS, size=[64, 48]), "has a mask of size [64, 48] in a picture of [48, 64]"),
-        (dict(counts=[3072]), "has a mask of size None in a picture of [48, 64]"),
+        (dict(RUN_LENGTHS, size=[64, 48]), "has a mask of size [64, 48] in an image of [48, 64]"),
+        (dict(counts=[3072]), "has a mask of size None in an image of [48, 64]"),
     ],
 )
 def test_what_is_no_mask_is_an_error_where_masks_are_asked_for(
@@ -163,7 +161,7 @@ def test_what_is_no_mask_is_an_error_where_masks_are_asked_for(
     assert "10 annotations in order" in check(coco_root)
     with pytest.raises(DataError) as error:
         check(coco_root, masks=True)
-    named = f"'{file_of(coco_root)}': annotation 999 in picture 13, 'scene_3.jpg', {expected}: expected polygons"
+    named = f"'{file_of(coco_root)}': annotation 999 in image 13, 'scene_3.jpg', {expected}: expected polygons"
     assert str(error.value).startswith(named)
 
 
@@ -197,7 +195,7 @@ def test_order_is_that_of_the_list_and_not_of_the_ids(coco_root: Path, edit_json
 
 def test_categories_that_are_no_class_are_counted(coco_root: Path) -> None:
     ignored = "categories that are no class, and how many annotations are ignored with them"
-    assert check(coco_root, ("disc",)) == f"4 pictures and 9 annotations in order; {ignored}: square (5)"
+    assert check(coco_root, ("disc",)) == f"4 images and 9 annotations in order; {ignored}: square (5)"
     assert labels_of(coco_root, ("disc",)) == [0] * 4
 
 
@@ -222,7 +220,7 @@ def leave_squares(content: dict) -> None:
             {},
             "4 have boxes under a pixel, no area, or the mark",
         ),
-        (lambda c: None, dict(min_size=49), "of 4 pictures, 4 are smaller than filter_cfg.min_size=49"),
+        (lambda c: None, dict(min_size=49), "of 4 images, 4 are smaller than filter_cfg.min_size=49"),
     ],
 )
 def test_nothing_to_learn_from_is_an_error_that_tells_what_there_is(
@@ -235,15 +233,15 @@ def test_nothing_to_learn_from_is_an_error_that_tells_what_there_is(
     assert 'The file\'s categories are --cfg-options "classes=square,disc"' in str(error.value)
 
 
-def test_mmdet_itself_dies_of_pictures_that_are_all_too_small_without_a_word_on_them(coco_root: Path) -> None:
+def test_mmdet_itself_dies_of_images_that_are_all_too_small_without_a_word_on_them(coco_root: Path) -> None:
     with pytest.raises(ValueError, match="need at least one array to concatenate"):
         labels_of(coco_root, filter_cfg=dict(min_size=49))
     assert "in order" in check(coco_root, min_size=48)
 
 
-def test_list_of_pictures_alone_is_enough_to_predict_for(coco_root: Path, edit_json: Edit) -> None:
+def test_list_of_images_alone_is_enough_to_predict_for(coco_root: Path, edit_json: Edit) -> None:
     edit_json(file_of(coco_root), lambda content: content.pop("annotations"))
-    assert check(coco_root, annotated=False) == "4 pictures and 0 annotations in order"
+    assert check(coco_root, annotated=False) == "4 images and 0 annotations in order"
 
 
 @pytest.mark.parametrize("scored", [False, True])
@@ -262,58 +260,56 @@ def test_annotation_0_is_pointed_out_where_predictions_are_scored(coco_root: Pat
     assert "id 0 as missed" in check(coco_root, truths=[str(file_of(coco_root))])
 
 
-def test_evaluator_must_compare_with_the_same_pictures_and_categories(coco_root: Path, edit_json: Edit) -> None:
+def test_evaluator_must_compare_with_the_same_images_and_categories(coco_root: Path, edit_json: Edit) -> None:
     copy = coco_root / "copy.json"
     copy.write_bytes(file_of(coco_root).read_bytes())
     assert "in order" in check(coco_root, truths=[str(copy)])
-    with pytest.raises(
-        DataError, match=rf"compares with '{file_of(coco_root, 'val')}', and .* has other pictures: let"
-    ):
+    with pytest.raises(DataError, match=rf"compares with '{file_of(coco_root, 'val')}', and .* has other images: let"):
         check(coco_root, truths=[str(file_of(coco_root, "val"))])
     edit_json(copy, lambda content: content["categories"].reverse())
     with pytest.raises(DataError, match=rf"compares with '{copy}', and .* has other categories: let"):
         check(coco_root, truths=[str(copy)])
 
 
-def pictures(root: Path) -> list[tuple[str, int, int]]:
+def images(root: Path) -> list[tuple[str, int, int]]:
     return [(str(root / f"images/scene_{i}.jpg"), 64, 48) for i in range(6)]
 
 
 def read(root: Path, time_limit: float | None = None, flag: str = "color") -> int:
-    return check_pictures(pictures(root), time_limit, flag=flag, backend="cv2")
+    return check_images(images(root), time_limit, flag=flag, backend="cv2")
 
 
-def test_pictures_in_order_are_all_read(coco_root: Path) -> None:
+def test_images_in_order_are_all_read(coco_root: Path) -> None:
     assert read(coco_root) == read(coco_root, 60.0) == 6
 
 
-def test_missing_picture_is_looked_for_even_without_time(coco_root: Path) -> None:
+def test_missing_image_is_looked_for_even_without_time(coco_root: Path) -> None:
     path = coco_root / "images/scene_4.jpg"
-    path.write_bytes(b"no picture")
-    many = pictures(coco_root)[:4] * 50 + pictures(coco_root)[4:]
-    assert check_pictures(many, 0.0, flag="color", backend="cv2") < len(many)
-    with pytest.raises(DataError, match=rf"^the picture '{path}' cannot be read: "):
+    path.write_bytes(b"no image")
+    many = images(coco_root)[:4] * 50 + images(coco_root)[4:]
+    assert check_images(many, 0.0, flag="color", backend="cv2") < len(many)
+    with pytest.raises(DataError, match=rf"^the image '{path}' cannot be read: "):
         read(coco_root)
     path.unlink()
-    with pytest.raises(DataError, match=rf"^the picture '{path}' is missing: expected the file_name of the annotation"):
-        check_pictures(many, 0.0, flag="color", backend="cv2")
+    with pytest.raises(DataError, match=rf"^the image '{path}' is missing: expected the file_name of the annotation"):
+        check_images(many, 0.0, flag="color", backend="cv2")
 
 
-def test_picture_of_another_size_is_an_error_that_gives_both(coco_root: Path) -> None:
+def test_image_of_another_size_is_an_error_that_gives_both(coco_root: Path) -> None:
     path = coco_root / "images/scene_2.jpg"
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(path)
     with pytest.raises(DataError) as error:
         read(coco_root)
-    expected = f"the picture '{path}' is 60 x 40 and its annotation file says 64 x 48: expected equal sizes"
+    expected = f"the image '{path}' is 60 x 40 and its annotation file says 64 x 48: expected equal sizes"
     assert str(error.value) == f"{expected}; correct the annotation file"
 
 
-def test_picture_that_its_exif_data_turn_is_told_from_others(coco_root: Path) -> None:
+def test_image_that_its_exif_data_turn_is_told_from_others(coco_root: Path) -> None:
     path = coco_root / "images/scene_2.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
-    with Image.open(path) as picture:
-        picture.save(path, exif=exif)
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
     with pytest.raises(DataError, match=r"scene_2.jpg' is 48 x 64 and its annotation file says 64 x 48: .*; its EXIF"):
         read(coco_root)
     assert read(coco_root, flag="color_ignore_orientation") == 6  # the cure that the error names
@@ -356,7 +352,7 @@ def test_genuine_data_are_in_order(name: str, folder: str) -> None:
     animals = ("bear", "deer", "elephant", "otter", "rhesus monkey", "tiger", "turtle")
     classes = animals if "animals" in name else CocoDataset.METAINFO["classes"]
     said = check_annotations(str(path), classes, masks=True, truths=[str(path)], min_size=32)
-    counts = f"{len(content['images'])} pictures and {len(content['annotations'])} annotations in order"
+    counts = f"{len(content['images'])} images and {len(content['annotations'])} annotations in order"
     assert said.startswith(counts) and "left out" not in said and "ignored" not in said
     listed = [(str(SHARED / folder / p["file_name"]), p["width"], p["height"]) for p in content["images"]]
-    assert check_pictures(listed, None, flag="color", backend="cv2") == len(listed)
+    assert check_images(listed, None, flag="color", backend="cv2") == len(listed)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from apla_mm.data.coco_file import CocoFile
-from apla_mm.data.data_check import DataError
+from apla_mm.data.reading import DataError
 
 Edit = Callable[[Path, Callable[[dict], object]], None]
 
@@ -20,9 +20,9 @@ def path(coco_root: Path) -> Path:
 def test_columns_hold_what_the_file_says(path: Path) -> None:
     file = CocoFile(str(path))
     assert file.names == ["square", "disc"]
-    assert [picture["file_name"] for picture in file.pictures] == [f"scene_{i}.jpg" for i in range(4)]
+    assert [image["file_name"] for image in file.images] == [f"scene_{i}.jpg" for i in range(4)]
     np.testing.assert_array_equal(file.sizes, [[64, 48]] * 4)
-    assert file.picture.tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert file.image.tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
     assert file.category.tolist() == [0, 1, 0, 0, 1, 0, 1, 0, 1]
     assert file.boxes.tolist() == [annotation["bbox"] for annotation in file.annotations]
 
@@ -44,15 +44,15 @@ def drop(kind: str, index: int, key: str) -> Callable[[dict], object]:
         pytest.param(lambda c: c.pop("annotations"), "has no list 'annotations' but images, categories", id="no a"),
         pytest.param(lambda c: c.pop("categories"), "has no list 'categories' but images, annotations", id="no c"),
         pytest.param(lambda c: c.update(images={}), "has no list 'images' but images, annotations", id="not a list"),
-        pytest.param(lambda c: c["images"].clear(), "lists no pictures: expected some in 'images'", id="no pictures"),
+        pytest.param(lambda c: c["images"].clear(), "lists no images: expected some in 'images'", id="no images"),
         pytest.param(lambda c: c["images"].append(7), r"images[4] is 7: expected an object", id="not an object"),
         pytest.param(drop("images", 1, "id"), 'images[1], {"file_name": "scene_1.jpg", ', id="no id"),
         pytest.param(set_value("images", 1, "id", [1]), "has the id [1]: expected an int", id="id of a wrong kind"),
-        pytest.param(drop("images", 2, "file_name"), "has no 'file_name': expected the picture's path", id="no name"),
+        pytest.param(drop("images", 2, "file_name"), "has no 'file_name': expected the image's path", id="no name"),
         pytest.param(set_value("images", 2, "width", "64"), 'has the width "64": expected a number', id="width, text"),
         pytest.param(
             set_value("images", 2, "height", 0),
-            'the picture {"id": 12, "file_name": "scene_2.jpg", "width": 64, "height": 0} has no pixels',
+            'the image {"id": 12, "file_name": "scene_2.jpg", "width": 64, "height": 0} has no pixels',
             id="no pixels",
         ),
         pytest.param(drop("categories", 1, "name"), "categories[1], {\"id\": 2}, has no 'name'", id="no category name"),
@@ -66,7 +66,7 @@ def drop(kind: str, index: int, key: str) -> Callable[[dict], object]:
         pytest.param(
             set_value("images", 1, "id", 10),
             'two images have the id 10, {"id": 10, "file_name": "scene_0.jpg", ',
-            id="picture ids",
+            id="image ids",
         ),
         pytest.param(set_value("annotations", 4, "id", 101), "two annotations have the id 101, {", id="annotation ids"),
         pytest.param(
@@ -80,16 +80,16 @@ def drop(kind: str, index: int, key: str) -> Callable[[dict], object]:
         pytest.param(
             set_value("annotations", 4, "image_id", 77),
             "annotation 104 has the image_id 77, which none of the images has: expected one of 10, 11, 12, 13; remove",
-            id="unknown picture",
+            id="unknown image",
         ),
         pytest.param(
             set_value("annotations", 4, "image_id", "11"),
             "annotation 104 has the image_id '11', which none of the images has",
-            id="picture id as text",
+            id="image id as text",
         ),
         pytest.param(
             set_value("annotations", 4, "category_id", 0),
-            "annotation 104 in picture 11, 'scene_1.jpg', has the category_id 0, which none of the categories has: "
+            "annotation 104 in image 11, 'scene_1.jpg', has the category_id 0, which none of the categories has: "
             "expected one of 1, 2; remove it, or add to categories",
             id="unknown category",
         ),
@@ -136,13 +136,13 @@ def test_list_of_annotations_is_no_coco_file(path: Path) -> None:
         ([5, 6, float("inf"), 9], "[5, 6, Infinity, 9]"),
     ],
 )
-def test_what_is_no_box_is_an_error_that_names_annotation_and_picture(
+def test_what_is_no_box_is_an_error_that_names_annotation_and_image(
     path: Path, edit_json: Edit, box: list, shown: str
 ) -> None:
     edit_json(path, lambda content: content["annotations"][5].update(bbox=box))
     with pytest.raises(DataError) as error:
         CocoFile(str(path))
     assert str(error.value) == (
-        f"'{path}': annotation 105 in picture 12, 'scene_2.jpg', has the box {shown}: expected four finite numbers "
+        f"'{path}': annotation 105 in image 12, 'scene_2.jpg', has the box {shown}: expected four finite numbers "
         "[left, top, width, height], width and height not negative"
     )

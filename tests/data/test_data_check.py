@@ -7,7 +7,9 @@ import pytest
 from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from PIL import Image
 
-from apla_mm.data.data_check import DataError, check_folders, check_segmentation
+from apla_mm.data.folders import check_folders
+from apla_mm.data.label_maps import check_segmentation
+from apla_mm.data.reading import DataError
 
 PREFIX = dict(img_path="images/training", seg_map_path="annotations/training")
 
@@ -37,41 +39,41 @@ def test_data_in_order_are_all_read(data_root: Path, time_limit: float | None) -
     assert check_segmentation(samples(data_root), 2, time_limit) == 3
 
 
-def test_pictures_without_label_maps_are_read(data_root: Path) -> None:
+def test_images_without_label_maps_are_read(data_root: Path) -> None:
     infos = samples(data_root)
     for info in infos:
         del info["seg_map_path"]
     assert check_segmentation(infos, 2, None) == 3
-    Path(infos[2]["img_path"]).write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"the picture '.*scene_2\.jpg' cannot be read"):
+    Path(infos[2]["img_path"]).write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"the image '.*scene_2\.jpg' cannot be read"):
         check_segmentation(infos, 2, None)
 
 
-@pytest.mark.parametrize(("kind", "what"), [("images", "picture"), ("annotations", "label map")])
-def test_missing_file_is_named_with_the_picture_that_needs_it(data_root: Path, kind: str, what: str) -> None:
+@pytest.mark.parametrize(("kind", "what"), [("images", "image"), ("annotations", "label map")])
+def test_missing_file_is_named_with_the_image_that_needs_it(data_root: Path, kind: str, what: str) -> None:
     infos = samples(data_root)
     (missing,) = (data_root / kind / "training").glob("scene_1.*")
     missing.unlink()
-    picture = data_root / "images/training/scene_1.jpg"
+    image = data_root / "images/training/scene_1.jpg"
     with pytest.raises(DataError) as error:
         check_segmentation(infos, 2, 60)
-    assert str(error.value) == f"the {what} '{missing}' is missing; '{picture}' needs it"
+    assert str(error.value) == f"the {what} '{missing}' is missing; '{image}' needs it"
 
 
 def write_photo(root: Path) -> tuple[Path, Path]:
     """Stands in for scene_1: with little detail a file would be header for the most part."""
     noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
-    picture, label_map = root / "images/training/scene_1.jpg", root / "annotations/training/scene_1.png"
-    Image.fromarray(noise).save(picture)
+    image, label_map = root / "images/training/scene_1.jpg", root / "annotations/training/scene_1.png"
+    Image.fromarray(noise).save(image)
     Image.fromarray(noise[..., 0] % 2).save(label_map)
-    return picture, label_map
+    return image, label_map
 
 
 def truncate(share: float) -> Callable[[Path], Any]:
     return lambda path: path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
 
-@pytest.mark.parametrize(("kind", "what"), [("images", "picture"), ("annotations", "label map")])
+@pytest.mark.parametrize(("kind", "what"), [("images", "image"), ("annotations", "label map")])
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -152,10 +154,10 @@ def test_label_map_in_colour_is_an_error(data_root: Path, channels: int) -> None
 @pytest.mark.parametrize("shape", [(40, 47), (48, 40), (20, 24)])
 def test_label_map_of_another_size_is_an_error_that_gives_both(data_root: Path, shape: tuple[int, int]) -> None:
     path = write_labels(data_root, np.zeros(shape, np.uint8))
-    picture = data_root / "images/training/scene_1.jpg"
+    image = data_root / "images/training/scene_1.jpg"
     with pytest.raises(DataError) as error:
         check_segmentation(samples(data_root), 2, None)
-    sizes = f"'{path}' is {shape[1]} x {shape[0]} and its picture '{picture}' 48 x 40: expected equal sizes"
+    sizes = f"'{path}' is {shape[1]} x {shape[0]} and its image '{image}' 48 x 40: expected equal sizes"
     assert str(error.value) == f"the label map {sizes}"
 
 

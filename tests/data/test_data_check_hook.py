@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
-from apla_mm.data.data_check import DataError
 from apla_mm.data.data_check_hook import DataCheckHook
+from apla_mm.data.reading import DataError
 from apla_mm.options.command_line import build_runner
 
 
@@ -102,7 +102,7 @@ def runner(built: tuple[Path, Runner]) -> Runner:
 @pytest.mark.parametrize(
     ("kind", "spoil", "expected"),
     [
-        pytest.param("images", Path.unlink, r"is missing; '.*scene_1\.jpg' needs it", id="no picture"),
+        pytest.param("images", Path.unlink, r"is missing; '.*scene_1\.jpg' needs it", id="no image"),
         pytest.param("annotations", Path.unlink, r"is missing; '.*scene_1\.jpg' needs it", id="no label map"),
         pytest.param("images", lambda p: p.write_bytes(p.read_bytes()[:99]), "cannot be read: ", id="truncated"),
         pytest.param("annotations", lambda p: set_labels(p, 40, 48, value=2), r"\[2\]: expected 0 to 1", id="unknown"),
@@ -180,11 +180,11 @@ def test_coco_data_in_order_are_logged_once_and_trained_on(
 ) -> None:
     build_runner(detection_config).train()
     log = read_log()
-    for name, split, pictures, annotations in (("train_dataloader", "train", 4, 9), ("val_dataloader", "val", 2, 4)):
+    for name, split, images, annotations in (("train_dataloader", "train", 4, 9), ("val_dataloader", "val", 2, 4)):
         path = coco_root / f"annotations/instances_{split}.json"
-        said = f"{name}: '{path}': {pictures} pictures and {annotations} annotations in order\n"
+        said = f"{name}: '{path}': {images} images and {annotations} annotations in order\n"
         assert log.count(said) == 1
-        assert f"{name}: {pictures} of {pictures} samples read and found in order\n" in log
+        assert f"{name}: {images} of {images} samples read and found in order\n" in log
         assert log.index(said) < log.index("what trains:")
     assert "coco/bbox_mAP:" in log
 
@@ -282,28 +282,26 @@ def test_masks_are_asked_for_by_pipelines_and_evaluators_alone(
 
 def test_box_tolerance_is_an_option_of_the_hook(shapes: Path, detector: Runner, edit_json: Edit) -> None:
     edit_json(shapes / "annotations/instances_train.json", lambda content: add_box(content, 60, 20, 10, 10))
-    with pytest.raises(DataError, match="6.0 pixels outside its picture"):
+    with pytest.raises(DataError, match="6.0 pixels outside its image"):
         DataCheckHook().check_annotation_files(detector, TRAINING)
     DataCheckHook(box_tolerance=6.0).check_annotation_files(detector, TRAINING)
 
 
-def test_pictures_smaller_than_mmdet_keeps_are_an_error_in_training(
-    shapes: Path, detector: Runner, cfg: Config
-) -> None:
+def test_images_smaller_than_mmdet_keeps_are_an_error_in_training(shapes: Path, detector: Runner, cfg: Config) -> None:
     for loader in (*TRAINING, *TESTING):
         cfg[loader].dataset.filter_cfg = dict(min_size=49)
     DataCheckHook().check_annotation_files(detector, TESTING)
-    with pytest.raises(DataError, match=r"of 4 pictures, 4 are smaller than filter_cfg\.min_size=49"):
+    with pytest.raises(DataError, match=r"of 4 images, 4 are smaller than filter_cfg\.min_size=49"):
         DataCheckHook().check_annotation_files(detector, TRAINING)
 
 
 def test_evaluator_that_compares_with_another_file_is_an_error(shapes: Path, detector: Runner, cfg: Config) -> None:
     cfg.val_evaluator.ann_file = str(shapes / "annotations/instances_train.json")
-    with pytest.raises(DataError, match="the evaluator compares with '.*instances_train.json', and .* other pictures"):
+    with pytest.raises(DataError, match="the evaluator compares with '.*instances_train.json', and .* other images"):
         DataCheckHook().check_annotation_files(detector, TRAINING)
 
 
-def test_pictures_without_annotations_can_be_predicted_for_and_not_scored(
+def test_images_without_annotations_can_be_predicted_for_and_not_scored(
     shapes: Path, detector: Runner, cfg: Config, edit_json: Edit
 ) -> None:
     edit_json(shapes / "annotations/instances_val.json", lambda content: content.pop("annotations"))
@@ -350,7 +348,7 @@ def test_wrapped_data_sets_are_checked(
     ],
 )
 @pytest.mark.parametrize(("split", "scene", "before"), SPLITS)
-def test_picture_not_in_order_is_named(
+def test_image_not_in_order_is_named(
     shapes: Path, detector: Runner, split: str, scene: int, before: str, spoil: Callable[[Path], object], expected: str
 ) -> None:
     hook = DataCheckHook()
@@ -371,13 +369,13 @@ def test_annotations_are_checked_under_other_tools_too(
         getattr(DataCheckHook(), f"before_{before}")(detector)
 
 
-def test_way_that_the_pipeline_reads_pictures_is_the_one_that_counts(
+def test_way_that_the_pipeline_reads_images_is_the_one_that_counts(
     shapes: Path, detector: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
-    with Image.open(shapes / "images/scene_5.jpg") as picture:
-        picture.save(shapes / "images/scene_5.jpg", exif=exif)
+    with Image.open(shapes / "images/scene_5.jpg") as image:
+        image.save(shapes / "images/scene_5.jpg", exif=exif)
     with pytest.raises(DataError, match="is 48 x 64 and its annotation file says 64 x 48.*color_ignore_orientation"):
         DataCheckHook().before_test(detector)
     reading = detector.test_loop.dataloader.dataset.pipeline.transforms[0]
@@ -456,7 +454,7 @@ def test_two_processes_share_the_work_and_raise_the_same_error(detection_config:
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    in_order, pictures_in_order, missing, unknown_picture = first
-    assert in_order is None and pictures_in_order is None
-    assert "annotation 100 has the image_id 77, which none of the images has" in unknown_picture
+    in_order, images_in_order, missing, unknown_image = first
+    assert in_order is None and images_in_order is None
+    assert "annotation 100 has the image_id 77, which none of the images has" in unknown_image
     assert "scene_1.jpg' is missing" in missing

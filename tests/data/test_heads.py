@@ -1,9 +1,6 @@
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import mmdet.models
 import mmseg.models
 import pytest

@@ -42,7 +42,7 @@ def test_models_take_it_as_a_batch(config, losses):
         __import__(f"{cfg.default_scope}.models")
         model = MODELS.build(cfg.model).train()
         batch = synthetic_batch(model, 64, 2)
-        assert [tuple(picture.shape) for picture in batch["inputs"]] == [(3, 64, 64)] * 2
+        assert [tuple(image.shape) for image in batch["inputs"]] == [(3, 64, 64)] * 2
         data = model.data_preprocessor(batch, training=True)
         assert data["inputs"].shape == (2, 3, 64, 64)
         loss, scalars = model.parse_losses(model(**data, mode="loss"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from apla_mm.delta.atomic_file import write_whole
+from apla_mm.delta.atomic_file import write_atomic
 
 
 def test_the_file_itself_is_never_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +19,7 @@ def test_the_file_itself_is_never_written_to(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no"):
-        write_whole(b"new", path)
+        write_atomic(b"new", path)
     after = path.stat()
     assert path.read_bytes() == b"old" and (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert list(tmp_path.iterdir()) == [path]
@@ -27,8 +27,8 @@ def test_the_file_itself_is_never_written_to(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("name", ["n" * 255, "ü" * 127, "a." + "b" * 253, ".pth"])
 def test_any_name_that_a_file_can_have(tmp_path: Path, name: str) -> None:
-    write_whole(b"one", tmp_path / name)
-    write_whole(b"two", tmp_path / name)
+    write_atomic(b"one", tmp_path / name)
+    write_atomic(b"two", tmp_path / name)
     assert list(tmp_path.iterdir()) == [tmp_path / name] and (tmp_path / name).read_bytes() == b"two"
 
 
@@ -39,7 +39,7 @@ def test_the_name_aside_is_new_each_time_and_ends_as_leftovers_are_looked_for(
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda one, two: (names.append(Path(one).name), replace(one, two)))
     for _ in range(2):
-        write_whole(b"x", tmp_path / f"{'long' * 40}_iter_4.pth")
+        write_atomic(b"x", tmp_path / f"{'long' * 40}_iter_4.pth")
     assert len(set(names)) == 2 and all(Path(name).match(".*.pth.*.part") for name in names)
 
 
@@ -47,10 +47,10 @@ def test_the_name_aside_is_new_each_time_and_ends_as_leftovers_are_looked_for(
 def test_modes_are_those_of_the_umask_or_of_the_old_file(tmp_path: Path, umask: int) -> None:
     path, before = tmp_path / "file", os.umask(umask)
     try:
-        write_whole(b"new", path)
+        write_atomic(b"new", path)
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask
         path.chmod(0o640)
-        write_whole(b"newer", path)
+        write_atomic(b"newer", path)
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640

@@ -9,7 +9,7 @@ from torch import nn
 
 import apla_mm
 from apla_mm.delta import BaseMismatchError, apply_delta, base_digests, check_base, extract_delta, fingerprint
-from apla_mm.measure.fingerprint import tensor_digest
+from apla_mm.delta.digests import tensor_digest
 
 
 def of(state, channels=None, leave_out=()):
@@ -108,3 +108,14 @@ def test_of_swin(assert_same):
     assert any(name.endswith("relative_position_index") for name in delta.header.base)
     apply_delta(swin, delta)
     assert_same(swin.state_dict(), trained.state_dict())
+
+
+def test_digest_is_of_the_bytes():
+    a = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert tensor_digest(a) == tensor_digest(a.clone()) == tensor_digest(a.T.contiguous().T)
+    others = [a.T, a.double(), a.reshape(-1), a + 1e-7 * a, torch.tensor([[0.0, 2.0], [3.0, 4.0]]), -a]
+    assert len({tensor_digest(t) for t in [a, *others]}) == len(others) + 1
+    assert tensor_digest(torch.tensor(0.0)) != tensor_digest(torch.tensor(-0.0))
+    assert tensor_digest(torch.tensor(float("nan"))) == tensor_digest(torch.tensor(float("nan")))
+    tensor_digest(torch.ones(3, dtype=torch.bfloat16))
+    tensor_digest(torch.empty(0))

@@ -4,9 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import cv2
 import numpy as np
 import pytest

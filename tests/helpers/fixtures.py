@@ -6,9 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import numpy as np
 import pytest
 import torch
@@ -55,7 +52,7 @@ def tiny_classifier() -> TinyClassifier:
 
 @pytest.fixture
 def make_runner(tmp_path: Path) -> Callable[..., Runner]:
-    """Makes Runners of any model that takes pictures of 32 x 32; they write to tmp_path/work."""
+    """Makes Runners of any model that takes images of 32 x 32; they write to tmp_path/work."""
 
     def make(model: nn.Module, max_iters: int = 2, **settings: Any) -> Runner:
         torch.manual_seed(1)
@@ -85,12 +82,12 @@ def read_log(tmp_path: Path) -> Callable[[], str]:
 
 def _write_sample(root: Path, split: str, name: str) -> None:
     rng = np.random.default_rng(len(name))
-    picture = Image.fromarray(rng.integers(0, 255, (5, 6, 3), dtype=np.uint8)).resize((48, 40))
+    image = Image.fromarray(rng.integers(0, 255, (5, 6, 3), dtype=np.uint8)).resize((48, 40))
     labels = np.zeros((40, 48), np.uint8)
     labels[:, 24:], labels[0] = 1, 255
     for kind in ("images", "annotations"):
         (root / kind / split).mkdir(parents=True, exist_ok=True)
-    picture.save(root / "images" / split / f"{name}.jpg")
+    image.save(root / "images" / split / f"{name}.jpg")
     Image.fromarray(labels).save(root / "annotations" / split / f"{name}.png")
 
 
@@ -98,7 +95,7 @@ def _write_sample(root: Path, split: str, name: str) -> None:
 def make_data_set() -> Callable[[Path], Path]:
     """Writes a data set in ADE20K's layout, of two classes: three samples to train on and two to validate on.
 
-    Pictures have 48 x 40 pixels; the left half is of class 0, the right one of class 1, the first row is ignored.
+    Images have 48 x 40 pixels; the left half is of class 0, the right one of class 1, the first row is ignored.
     """
 
     def make(root: Path) -> Path:

@@ -26,13 +26,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import apla_mm  # before timm
-
-# isort: split
 import timm
 import torch
 from torch import Tensor, nn
 
+import apla_mm
 from apla_mm.delta import Delta, DeltaError, apply_delta, extract_delta, fingerprint, load_delta, save_delta
 from apla_mm.delta import file as delta_file
 

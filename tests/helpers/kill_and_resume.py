@@ -21,10 +21,10 @@ import psutil
 import torch
 from helpers.small_run import CONFIG, OPTIONS, ROOT, TRAIN, write_data_set
 
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 ITERATIONS = 24
-#: everything that has a state: augmentation in workers, dropout, stochastic depth, a mean of weights, two schedules
+#: everything that has a state: augmentation in workers, dropout, stochastic depth, a the EMA, two schedules
 SETTINGS = [
     f"train_cfg.max_iters={ITERATIONS}",
     "train_cfg.val_interval=8",
@@ -108,7 +108,7 @@ def unreadable(work_dir: Path) -> list[str]:
         paths.add(Path(named.read_text()))
     for path in sorted(paths):
         try:
-            load_from_local(path)
+            read_checkpoint(path)
         except (ValueError, FileNotFoundError) as error:
             bad.append(str(error))
     return bad
@@ -150,7 +150,7 @@ def compare(work_dir: Path, reference: Path) -> list[str]:
     """What differs between a run that was killed and one that was not."""
     found = []
     for name in (f"iter_{ITERATIONS}.pth", f"iter_{ITERATIONS - 1}.pth"):
-        one, other = load_from_local(work_dir / name), load_from_local(reference / name)
+        one, other = read_checkpoint(work_dir / name), read_checkpoint(reference / name)
         for part in ("state_dict", "ema_state_dict", "optimizer", "param_schedulers"):
             found += differences(one[part], other[part], f"{name} {part}")
     mine, theirs = losses(work_dir), losses(reference)

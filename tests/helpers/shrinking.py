@@ -16,7 +16,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 
 def shrink(cfg: Config) -> None:
-    """Reduce the sizes of pictures, model and schedule, in place, and start from random weights.
+    """Reduce the sizes of images, model and schedule, in place, and start from random weights.
 
     Which parts there are, how they fit together, classes, hooks, losses and the optimizer stay as the file says; only
     stochastic depth is off.
@@ -71,7 +71,7 @@ def _shrink_backbone(cfg: Config) -> None:
     else:
         before, after = backbone.embed_dims, small["embed_dims"]
         backbone.init_cfg = None
-        backbone.drop_path_rate = 0.0  # of two pictures it may drop both, and nothing of a block would train
+        backbone.drop_path_rate = 0.0  # of two images it may drop both, and nothing of a block would train
     backbone.update(small)
     for part in parts:
         wide = part.in_channels

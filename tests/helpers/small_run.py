@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/seg/apla_vitb_custom.py"
@@ -62,7 +62,7 @@ def saved_iteration(work_dir: Path, output: str) -> int:
     """The iteration after which the only checkpoint was saved, by the log, its name and its content."""
     (path,) = work_dir.glob("*.pth")
     (told,) = re.findall(r"stopped after iteration (\d+): saved (\S+); ", output)
-    assert told == (str(load_from_local(path)["meta"]["iter"]), str(path)) and path.name == f"iter_{told[0]}.pth"
+    assert told == (str(read_checkpoint(path)["meta"]["iter"]), str(path)) and path.name == f"iter_{told[0]}.pth"
     assert (work_dir / "last_checkpoint").read_text() == str(path)
     return int(told[0])
 

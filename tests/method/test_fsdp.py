@@ -37,8 +37,8 @@ def make_model(seed: int = 0, **options: Any) -> nn.Module:
     return model
 
 
-def pictures(seed: int, rank: int | None = None) -> Tensor:
-    """Eight pictures, or a rank's four of them."""
+def images(seed: int, rank: int | None = None) -> Tensor:
+    """Eight images, or a rank's four of them."""
     every = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     return every if rank is None else every[4 * rank : 4 * rank + 4]
 
@@ -49,9 +49,9 @@ def train(model: nn.Module, parameters: list[nn.Parameter], rank: int | None) ->
     for step in range(5):
         optimizer.zero_grad()
         with torch.no_grad():
-            model(pictures(99))
+            model(images(99))
         for batch in range(2):
-            (model(pictures(2 * step + batch, rank)) - 1).square().mean().backward()
+            (model(images(2 * step + batch, rank)) - 1).square().mean().backward()
         optimizer.step()
     return optimizer
 
@@ -60,7 +60,7 @@ def trained_alone(recompute: str) -> dict[str, Any]:
     model = make_model(recompute=recompute)
     optimizer = train(model, [p for p in model.parameters() if p.requires_grad], None)
     with torch.no_grad():
-        output = model(pictures(99))
+        output = model(images(99))
     return dict(output=output, state=merge(model).state_dict(), optimizer=optimizer.state_dict())
 
 
@@ -93,7 +93,7 @@ def trained_sharded(rank: int, recompute: str, units: str) -> dict[str, Any]:
     sharded = shard(model, units)
     optimizer = train(sharded, [p for p in model.parameters() if p.requires_grad], rank)
     with torch.no_grad():
-        output = sharded(pictures(99))
+        output = sharded(images(99))
     result = dict(
         output=output,
         state=state_of(sharded),
@@ -102,12 +102,12 @@ def trained_sharded(rank: int, recompute: str, units: str) -> dict[str, Any]:
         held=sum(p.numel() for p in sharded.parameters() if not p.requires_grad),
     )
     with torch.no_grad(), FullyShardedDataParallel.summon_full_params(sharded, writeback=False):
-        result["output of whole"] = sharded.module(pictures(99))
+        result["output of whole"] = sharded.module(images(99))
         result["state of whole"] = {key: tensor.clone() for key, tensor in sharded.module.state_dict().items()}
     for name, seed in (("first", 0), ("other", 1)):
         sharded.load_state_dict(make_model(seed).state_dict())
         with torch.no_grad():
-            result[f"output of {name}"] = sharded(pictures(99))
+            result[f"output of {name}"] = sharded(images(99))
         result[f"state of {name}"] = state_of(sharded)
     return result
 
@@ -118,12 +118,12 @@ def mixed_precision(rank: int) -> dict[str, Any]:
     sharded = shard(model, mixed_precision=MixedPrecision(param_dtype=torch.bfloat16, cast_root_forward_inputs=False))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        sharded(pictures(0, rank)).float().square().mean().backward()
+        sharded(images(0, rank)).float().square().mean().backward()
     optimizer.step()
     states = [state_of(sharded)]
     for _ in range(2):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            sharded(pictures(1))
+            sharded(images(1))
         states.append(state_of(sharded))
     return dict(states=states)
 
@@ -231,7 +231,7 @@ def test_weights_that_are_loaded_count(results, case, name, seed):
     plain = make_model(seed)
     merge(plain)
     with torch.no_grad():
-        output = plain(pictures(99))
+        output = plain(images(99))
     for result in results:
         torch.testing.assert_close(result[case][f"output of {name}"], output, rtol=0, atol=1e-6)
         assert_close(result[case][f"state of {name}"], plain.state_dict(), 0)

@@ -14,8 +14,8 @@ from mmseg.models import EncoderDecoder, SwinTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from apla_mm.method import PartialLinear, adapt, merge
+from apla_mm.method.class_change import Changed
 from apla_mm.method.recompute import MODES
-from apla_mm.method.replace import StandIn
 from apla_mm.models.backbones import APLAViT
 
 SIZE = 32
@@ -150,7 +150,7 @@ def test_onnx(name, tmp_path):
     expected = outputs(copy.deepcopy(model))
     adapted, its_operators = run_onnx(model, tmp_path / "adapted.onnx")
     assert not torch.equal(partial.weight[partial.trained.channels], partial.trained.weight)  # nothing was written
-    attention_is_another = any(isinstance(m, StandIn) and not isinstance(m, PartialLinear) for m in model.modules())
+    attention_is_another = any(isinstance(m, Changed) and not isinstance(m, PartialLinear) for m in model.modules())
     merged, operators = run_onnx(merge(model), tmp_path / "merged.onnx")
     assert its_operators == operators or attention_is_another
     assert {domain for domain, _ in [*operators, *its_operators]} == {""}

@@ -17,7 +17,7 @@ def make_pair(out_features=6, in_features=5, r=2, bias=True, dtype=torch.float32
     torch.manual_seed(seed)
     plain = nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
     channels = sorted(torch.randperm(out_features)[:r].tolist())
-    return plain, PartialLinear(copy.deepcopy(plain), channels), channels
+    return plain, PartialLinear.of(copy.deepcopy(plain), channels), channels
 
 
 def assert_restricted_gradient(plain, partial, channels, tolerance):
@@ -191,7 +191,7 @@ def test_hooks_mode_and_tensors_are_taken_over_and_given_back():
     calls = []
     linear.register_forward_hook(lambda *_: calls.append("hook"))
     weight = linear.weight
-    partial = PartialLinear(linear, [1, 3])
+    partial = PartialLinear.of(linear, [1, 3])
     assert partial.weight is weight
     assert not partial.training
     assert not partial.trained.training
@@ -337,7 +337,7 @@ def test_weight_that_is_a_shard_is_an_error():
 
 
 def test_good_weights_can_be_loaded_over_rows_that_became_nan() -> None:
-    layer = PartialLinear(nn.Linear(4, 6), [1, 3])
+    layer = PartialLinear.of(nn.Linear(4, 6), [1, 3])
     good = {key: value.clone() for key, value in layer.state_dict().items()}
     layer.trained.weight.data.fill_(torch.nan)
     layer(torch.zeros(1, 4))

@@ -70,7 +70,7 @@ def test_bytes_kept_are_those_of_the_arithmetic():
     model = make()
     adapt(model, r=4)
     x = torch.randn(2, 3, 64, 64)
-    unit = 2 * 17 * 32 * 4  # pictures x tokens x channels x bytes
+    unit = 2 * 17 * 32 * 4  # images x tokens x channels x bytes
 
     def kept(mode: str) -> float:
         set_recompute(model, mode)

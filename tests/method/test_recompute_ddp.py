@@ -27,13 +27,13 @@ def make_model() -> nn.Module:
 
 
 def train(rank: int, recompute: str, static_graph: bool) -> dict[str, Tensor]:
-    """The merged model's weights after three steps, in each of which the two processes see other pictures."""
+    """The merged model's weights after three steps, in each of which the two processes see other images."""
     model = make_model()
     adapt(model, channels=CHANNELS, trainable=["head.*"], recompute=recompute)
     wrapped = DistributedDataParallel(model.train(), static_graph=static_graph)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     for step in range(3):
-        torch.manual_seed(100 * rank + step)  # pictures, dropout and stochastic depth
+        torch.manual_seed(100 * rank + step)  # images, dropout and stochastic depth
         optimizer.zero_grad()
         (wrapped(torch.randn(4, 3, 32, 32)) - 1).square().mean().backward()
         optimizer.step()

@@ -6,7 +6,8 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
-from apla_mm.data.data_check import DataError, check_folders
+from apla_mm.data.folders import check_folders
+from apla_mm.data.reading import DataError
 from apla_mm.options.command_line import add_common_arguments, load_config
 
 DETECTION = Path(__file__).parents[2] / "configs/det/apla_vitb_custom.py"

@@ -199,7 +199,7 @@ def test_crop_size_of_large_scale_jitter(path: Path, crop_size: Any) -> None:
     assert [tuple(t["scale"]) for t in transforms if t["type"] in ("RandomResize", "Resize")] == [(256, 256)] * 3
 
 
-def test_crop_size_of_pictures_that_are_padded_to_squares_is_one_number(detection: Config) -> None:
+def test_crop_size_of_images_that_are_padded_to_squares_is_one_number(detection: Config) -> None:
     with pytest.raises(ValueError, match=r"crop_size=\(64, 96\) must be one number: the data preprocessor pads"):
         apply_shared_options(detection, dict(crop_size=(64, 96)))
 
@@ -207,7 +207,7 @@ def test_crop_size_of_pictures_that_are_padded_to_squares_is_one_number(detectio
 @pytest.mark.parametrize(
     ("crop_size", "height", "width", "side"), [(256, 256, 256, 256), ([64, 96], 64, 96, 64), ([96, 64], 96, 64, 64)]
 )
-def test_pictures_that_pipelines_pad_come_out_in_the_size_that_was_asked_for(
+def test_images_that_pipelines_pad_come_out_in_the_size_that_was_asked_for(
     detection: Config, coco_root: Path, crop_size: Any, height: int, width: int, side: int
 ) -> None:
     preprocessor = detection.model.data_preprocessor
@@ -221,7 +221,7 @@ def test_pictures_that_pipelines_pad_come_out_in_the_size_that_was_asked_for(
     # mmdet's RandomCrop and mmcv's Pad take (width, height)
     assert [tuple(t["crop_size"]) for t in transforms if t["type"] == "RandomCrop"] == [(width, height)]
     assert [tuple(t["size"]) for t in transforms if t["type"] == "Pad"] == [(width, height)] * 3
-    # a picture of any shape fits
+    # an image of any shape fits
     assert [tuple(t["scale"]) for t in transforms if t["type"] in ("RandomResize", "Resize")] == [(side, side)] * 3
     with DefaultScope.overwrite_default_scope("mmdet"):
         train, val = (DATASETS.build(detection[loader].dataset) for loader in LOADERS[:2])
@@ -236,7 +236,7 @@ PLAIN = sorted(path for path in DETECTION if "1333x800" in path.stem)
 @pytest.mark.parametrize(
     ("crop_size", "scale"), [(400, (666, 400)), ([400, 600], (666, 400)), ([600, 400], (666, 400))]
 )
-def test_shorter_side_of_pictures_that_are_not_cropped_becomes_the_crop_size(
+def test_shorter_side_of_images_that_are_not_cropped_becomes_the_crop_size(
     path: Path, crop_size: Any, scale: tuple
 ) -> None:
     cfg = Config.fromfile(path)

@@ -8,7 +8,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 
 class Rising(BaseMetric):
@@ -50,7 +50,7 @@ def test_keeps_and_records_what_mmengines_own_hook_does(
         make_runner(tiny_classifier, work_dir=str(tmp_path / hook), **settings(hook)).train()
         last = Path((tmp_path / hook / "last_checkpoint").read_text())
         assert last == tmp_path / hook / "iter_6.pth"
-        info = load_from_local(last)["message_hub"]["runtime_info"]
+        info = read_checkpoint(last)["message_hub"]["runtime_info"]
         assert Path(info["last_ckpt"]) == last and Path(info["best_ckpt"]).name == "best_score_iter_6.pth"
         found.append((names(tmp_path / hook), info["keep_ckpt_ids"]))
     assert found[0] == found[1] and found[0][0] == ["best_score_iter_6.pth", "iter_6.pth"]
@@ -75,7 +75,7 @@ def test_what_cannot_be_written_costs_no_checkpoint(
         return
     assert left == ["best_score_iter_2.pth", "iter_4.pth" if best else "iter_2.pth"]
     last = Path((work / "last_checkpoint").read_text())
-    assert last.is_file() and load_from_local(last)["meta"]["iter"] == (4 if best else 2)
+    assert last.is_file() and read_checkpoint(last)["meta"]["iter"] == (4 if best else 2)
     assert f"the last checkpoint is '{last}', and --resume goes on from it" in str(error.value)
 
 
@@ -113,7 +113,7 @@ def test_best_checkpoint_that_is_saved_again_stays(
     make_runner(tiny_classifier, resume=True, **chosen).train()
     best = tmp_path / "work/best_score_iter_2.pth"
     assert best.is_file()
-    assert load_from_local(tmp_path / "work/iter_2.pth")["message_hub"]["runtime_info"]["best_ckpt"] == str(best)
+    assert read_checkpoint(tmp_path / "work/iter_2.pth")["message_hub"]["runtime_info"]["best_ckpt"] == str(best)
 
 
 @pytest.mark.parametrize("folder", [False, True])
@@ -127,7 +127,7 @@ def test_nothing_outside_of_the_work_dir_is_removed(
     else:
         victim.write_bytes(b"another run's best checkpoint")
     path = tmp_path / "work/iter_2.pth"
-    checkpoint = load_from_local(path)
+    checkpoint = read_checkpoint(path)
     checkpoint["message_hub"]["runtime_info"].update(best_ckpt=str(victim), best_score=-1.0)
     torch.save(checkpoint, path)
     make_runner(tiny_classifier, resume=True, **settings(iterations=4)).train()

@@ -8,9 +8,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import pytest
 import torch
 from mmengine.config import Config
@@ -19,7 +16,7 @@ from mmengine.runner import Runner
 
 from apla_mm.delta import BaseMismatchError
 from apla_mm.runs.base_from_config import initial_state, make_base
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 TOOL = Path(__file__).parents[2] / "tools/model_converters/make_base.py"
 DELTA = "iter_1.delta.safetensors"
@@ -97,7 +94,7 @@ def test_runner_finds_the_base_as_its_config_names_it(trained: Config, lonely: P
     assert scores(trained, lonely) == whole and whole["mIoU"] > 0
     made, written = only_base(lonely.parent / "bases"), only_base(work)
     assert made.name == written.name and made.read_bytes() == written.read_bytes()
-    expected, read = (load_from_local(path)["state_dict"] for path in (work / "iter_1.pth", lonely))
+    expected, read = (read_checkpoint(path)["state_dict"] for path in (work / "iter_1.pth", lonely))
     assert expected.keys() == read.keys() and all(torch.equal(expected[key], read[key]) for key in expected)
 
 

@@ -24,7 +24,7 @@ from torch import nn
 from apla_mm.delta import DeltaError, load_delta, save_delta
 from apla_mm.delta.base_file import save_base
 from apla_mm.delta.file import content_digest
-from apla_mm.runs.checkpoint_reader import load_from_local, read_pickle
+from apla_mm.runs.checkpoint_reader import read_checkpoint, read_pickle
 
 
 def assert_same(a: Any, b: Any, path: str = "checkpoint") -> None:
@@ -68,7 +68,7 @@ def checkpoint_of(runner: Runner) -> Path:
 
 
 def test_checkpoint_of_a_runner_reads_as_a_full_unpickling_does(trained: Runner) -> None:
-    checkpoint = load_from_local(str(checkpoint_of(trained)))
+    checkpoint = read_checkpoint(str(checkpoint_of(trained)))
     # the independent reference; this test wrote the file itself
     assert_same(checkpoint, torch.load(checkpoint_of(trained), weights_only=False))
     assert_same(checkpoint["optimizer"], trained.optim_wrapper.state_dict())
@@ -77,7 +77,7 @@ def test_checkpoint_of_a_runner_reads_as_a_full_unpickling_does(trained: Runner)
 
 
 def test_history_buffers_still_compute_after_reading(trained: Runner) -> None:
-    scalars = load_from_local(str(checkpoint_of(trained)))["message_hub"]["log_scalars"]
+    scalars = read_checkpoint(str(checkpoint_of(trained)))["message_hub"]["log_scalars"]
     loss, live = scalars["train/loss"], trained.message_hub.log_scalars["train/loss"]
     assert isinstance(loss, HistoryBuffer) and len(loss.data[0]) == 3
     for statistic in ("min", "max", "mean", "current"):
@@ -92,7 +92,7 @@ def test_numpy_values_written_by_save_checkpoint_are_read(tmp_path: Path, dtype:
     history = HistoryBuffer([dtype(1), dtype(0)], [1, 1])
     written = dict(scalar=dtype(1), array=np.ones((2, 3), dtype), history=history, more=[1, 2.5, "three", None, True])
     save_checkpoint(written, str(tmp_path / "c.pth"))
-    assert_same(load_from_local(str(tmp_path / "c.pth")), written)
+    assert_same(read_checkpoint(str(tmp_path / "c.pth")), written)
 
 
 @pytest.mark.parametrize("core", ["core", "_core"])
@@ -103,12 +103,12 @@ def test_checkpoints_written_beside_either_numpy_are_read(tmp_path: Path, core: 
     magic = [torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {}]
     parts = [*(pickle.dumps(part, protocol=2) for part in magic), content.replace(here, there), pickle.dumps([], 2)]
     (tmp_path / "c.pth").write_bytes(b"".join(parts))
-    assert_same(load_from_local(str(tmp_path / "c.pth")), dict(scalar=np.float64(0.25), array=np.arange(3.0)))
+    assert_same(read_checkpoint(str(tmp_path / "c.pth")), dict(scalar=np.float64(0.25), array=np.arange(3.0)))
 
 
 def test_map_location_moves_the_tensors(tmp_path: Path) -> None:
     save_checkpoint(dict(weight=torch.ones(2)), str(tmp_path / "c.pth"))
-    assert load_from_local(str(tmp_path / "c.pth"), "meta")["weight"].is_meta
+    assert read_checkpoint(str(tmp_path / "c.pth"), "meta")["weight"].is_meta
 
 
 class RunsACommand:
@@ -161,7 +161,7 @@ def test_pickle_with_other_objects_is_refused_and_does_nothing(
     content = dict(state_dict=dict(w=torch.ones(2)), extra=harmful(no_side_effect))
     torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"c\.pth' was not read, being damaged or holding more than tensors"):
-        load_from_local(str(tmp_path / "c.pth"))
+        read_checkpoint(str(tmp_path / "c.pth"))
 
 
 @pytest.mark.parametrize("harmful", HARMFUL)
@@ -172,7 +172,7 @@ def test_mmengine_reads_no_harmful_file_either(tmp_path: Path, no_side_effect: P
 
 
 def test_mmengine_loads_weights_through_this_reader(tmp_path: Path, trained: Runner) -> None:
-    assert CheckpointLoader._get_checkpoint_loader(str(tmp_path / "c.pth")) is load_from_local
+    assert CheckpointLoader._get_checkpoint_loader(str(tmp_path / "c.pth")) is read_checkpoint
     model = type(trained.model)(apla=dict(r=8))
     load_checkpoint(model, str(checkpoint_of(trained)), strict=True)
     assert_same(dict(model.state_dict()), dict(trained.model.state_dict()))
@@ -208,7 +208,7 @@ def test_runner_loads_what_mmengine_wrote_from_the_web(
     trained: Runner, make_runner: Callable[..., Runner], website: str
 ) -> None:
     url = f"{website}/{checkpoint_of(trained).relative_to(checkpoint_of(trained).parents[1])}"
-    assert_same(CheckpointLoader.load_checkpoint(url), load_from_local(checkpoint_of(trained)))
+    assert_same(CheckpointLoader.load_checkpoint(url), read_checkpoint(checkpoint_of(trained)))
     checkpoint_of(trained).unlink()  # from here on it comes from the cache
     runner = make_runner(type(trained.model)(apla=dict(r=8)), load_from=url)
     runner.load_or_resume()
@@ -255,7 +255,7 @@ def test_runner_resumes_weights_averages_and_loss_scale(
     path = checkpoint_of(written)
     with pytest.raises(pickle.UnpicklingError, match="HistoryBuffer"):
         torch.load(path, weights_only=True)  # all that mmengine 0.10.7 does by itself
-    read = load_from_local(path)
+    read = read_checkpoint(path)
     assert_same(read, torch.load(path, weights_only=False))
     assert read["optimizer"]["loss_scaler"]["scale"] == 32.0 and read["ema_state_dict"] and read["param_schedulers"]
 
@@ -299,7 +299,7 @@ def test_runner_resumes_from_no_harmful_file(
 def test_file_that_is_no_checkpoint_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.pth").write_bytes(content)
     with pytest.raises(ValueError, match=r"c\.pth' was not read"):
-        load_from_local(str(tmp_path / "c.pth"))
+        read_checkpoint(str(tmp_path / "c.pth"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -309,15 +309,15 @@ def test_truncated_checkpoint_is_an_error_that_names_it(tmp_path: Path, zipped: 
     torch.save(dict(state_dict=nn.Linear(50, 50).state_dict()), path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(ValueError, match=r"c\.pth' was not read"):
-        load_from_local(str(path))
+        read_checkpoint(str(path))
 
 
 def test_missing_file_is_an_error_that_names_it_and_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=rf"'lost\.pth': no such file \(looked in {tmp_path}\)"):
-        load_from_local("lost.pth")
+        read_checkpoint("lost.pth")
     with pytest.raises(FileNotFoundError, match="no such file"):
-        load_from_local(str(tmp_path))
+        read_checkpoint(str(tmp_path))
 
 
 @pytest.fixture
@@ -364,14 +364,14 @@ def refuses(tiny_classifier: nn.Module) -> Callable[[Path, str], None]:
 
 @pytest.mark.parametrize("name", [DELTA, SLIM])
 def test_base_is_looked_for_where_it_may_be(saved: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = load_from_local(saved / name)["state_dict"]
+    whole = read_checkpoint(saved / name)["state_dict"]
     (base,) = saved.glob("base-*")
     for folder in (saved / "bases", saved.parent / "bases", saved.parent / "far/away"):
         folder.mkdir(parents=True)
         base = base.rename(folder / base.name)
         if folder.name == "away":
             monkeypatch.setenv("APLA_MM_BASES", os.pathsep.join(["/nowhere", str(folder)]))
-        assert_same(dict(load_from_local(saved / name)["state_dict"]), dict(whole))
+        assert_same(dict(read_checkpoint(saved / name)["state_dict"]), dict(whole))
 
 
 @pytest.mark.parametrize("name", [DELTA, SLIM])
@@ -462,7 +462,7 @@ def test_damaged_checkpoint_without_what_is_frozen_is_refused(
 
 def test_delta_goes_where_map_location_says_and_brings_no_config_that_mmengine_would_run(saved: Path) -> None:
     for name in (DELTA, SLIM):
-        read = load_from_local(saved / name, "meta")
+        read = read_checkpoint(saved / name, "meta")
         assert {tensor.device.type for tensor in read["state_dict"].values()} == {"meta"}
         assert read["meta"]["iter"] == 3 and "config" not in read["meta"]
         means = read.get("ema_state_dict", {}).values()
@@ -470,7 +470,7 @@ def test_delta_goes_where_map_location_says_and_brings_no_config_that_mmengine_w
     delta = load_delta(saved / DELTA)
     delta.header.extra["meta"] = repr({"config": "harm()", "cfg": "harm()", "seed": 3})
     save_delta(delta, saved / DELTA)
-    assert load_from_local(saved / DELTA)["meta"] == {"seed": 3}
+    assert read_checkpoint(saved / DELTA)["meta"] == {"seed": 3}
 
 
 @pytest.mark.parametrize("text", ["[1]", "harm()", "{", "(" * 9999, "{'a': 1}" + " " * 2**20, {"a": 1}])
@@ -487,17 +487,17 @@ def test_state_dict_in_a_safetensors_file_is_read_and_a_base_is_not(saved: Path,
     state = {name: tensor.clone() for name, tensor in tiny_classifier.state_dict().items()}
     save_file(state, saved / "weights.safetensors")
     assert_same(
-        load_from_local(saved / "weights.safetensors"),
+        read_checkpoint(saved / "weights.safetensors"),
         dict(meta={}, state_dict=load_file(saved / "weights.safetensors")),
     )
     (base,) = saved.glob("base-*")
     with pytest.raises(ValueError, match="is a base, without what was trained"):
-        load_from_local(base)
+        read_checkpoint(base)
 
 
 def test_delta_is_known_by_its_content_not_its_name(saved: Path) -> None:
     renamed = shutil.copy(saved / DELTA, saved / "best.pth")
-    assert_same(load_from_local(renamed), load_from_local(saved / DELTA))
+    assert_same(read_checkpoint(renamed), read_checkpoint(saved / DELTA))
 
 
 def test_delta_that_names_no_base_says_how_to_use_it(saved: Path, refuses: Callable[[Path, str], None]) -> None:

@@ -31,23 +31,23 @@ def build(cfg: Config, *hooks: Hook) -> Runner:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_loss_that_is_not_finite_stops_with_iteration_pictures_and_last_checkpoint(
+def test_loss_that_is_not_finite_stops_with_iteration_images_and_last_checkpoint(
     segmentation_config: Config, data_root: Path, value: float
 ) -> None:
     runner = build(segmentation_config, Spoil(3, value))
-    pictures: list[list[str]] = []
+    images: list[list[str]] = []
 
     class Note(Hook):
         def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-            pictures.append([sample.img_path for sample in data_batch["data_samples"]])
+            images.append([sample.img_path for sample in data_batch["data_samples"]])
 
     runner.register_hook(Note())
     with pytest.raises(RuntimeError) as error:
         runner.train()
     text = str(error.value)
     assert re.match(r"iteration 3: (decode\.loss_ce|.*loss.*) nan", text)
-    now, before = (", ".join(f"'{name}'" for name in names) for names in (pictures[2], pictures[1]))
-    assert f"; pictures: {now}; " in text and f"may have been the cause: {before}; " in text
+    now, before = (", ".join(f"'{name}'" for name in names) for names in (images[2], images[1]))
+    assert f"; images: {now}; " in text and f"may have been the cause: {before}; " in text
     work = Path(segmentation_config.work_dir)
     assert f"the last checkpoint is '{work / 'iter_2.pth'}', and --resume goes on from it" in text
     assert [path.name for path in work.glob("*.pth")] == ["iter_2.pth"]
@@ -69,7 +69,7 @@ def test_weights_that_are_not_finite_are_not_saved(segmentation_config: Config) 
     assert (work / "last_checkpoint").read_text() == str(work / "iter_2.pth")
 
 
-def test_without_pictures_or_checkpoints_it_says_so(tiny_classifier: Any, make_runner: Callable[..., Runner]) -> None:
+def test_without_images_or_checkpoints_it_says_so(tiny_classifier: Any, make_runner: Callable[..., Runner]) -> None:
     runner = make_runner(tiny_classifier, custom_hooks=[dict(type="FiniteLossHook"), Spoil(1, torch.nan, "head.bias")])
-    with pytest.raises(RuntimeError, match="iteration 1: loss nan; pictures: unknown; .*there is no checkpoint yet"):
+    with pytest.raises(RuntimeError, match="iteration 1: loss nan; images: unknown; .*there is no checkpoint yet"):
         runner.train()

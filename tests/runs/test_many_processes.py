@@ -28,9 +28,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from apla_mm.measure import CountedBuckets
-from apla_mm.measure.fingerprint import channels_of
+from apla_mm.method.channels import channels_of
 from apla_mm.options.launching import join_processes, prepare_launch
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 from apla_mm.runs.saved_buffers_hook import SavedBuffersHook
 from apla_mm.tuning.adapt_runner import unwrapped
 
@@ -104,13 +104,13 @@ def differing(rank: int, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 class Watch(Hook):
-    """Notes which pictures come, how the weights were at the start, and what is all-reduced in a step."""
+    """Notes which images come, how the weights were at the start, and what is all-reduced in a step."""
 
     priority = "LOWEST"
 
     def __init__(self, counts: bool) -> None:
         self.counts = counts
-        self.pictures: list[list[str]] = []
+        self.images: list[list[str]] = []
         self.bytes: list[int] = []
 
     def before_train(self, runner: Runner) -> None:
@@ -118,7 +118,7 @@ class Watch(Hook):
         self.buckets = CountedBuckets(runner.model) if self.counts and is_model_wrapper(runner.model) else None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        self.pictures.append(sorted(Path(sample.img_path).stem for sample in data_batch["data_samples"]))
+        self.images.append(sorted(Path(sample.img_path).stem for sample in data_batch["data_samples"]))
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         if self.buckets is not None:
@@ -132,9 +132,9 @@ def write_data_set(root: Path) -> None:
         (root / kind).mkdir(parents=True)
     for i in range(3 * BATCH - 1):
         labels = rng.integers(0, 3, (4, 4), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-        picture = labels[..., None] * 80 + rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+        image = labels[..., None] * 80 + rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
         labels[: 8 * (i % 3)] = 255  # ignored
-        Image.fromarray(picture).save(root / f"images/{i}.png")
+        Image.fromarray(image).save(root / f"images/{i}.png")
         Image.fromarray(labels).save(root / f"labels/{i}.png")
 
 
@@ -205,7 +205,7 @@ def train(folder: Path, process: int, changes: dict[str, Any], files: str) -> di
             save_file(hook.ema_model.module.state_dict(), f"{files}.ema.safetensors")
     wrapped = isinstance(runner.model, DistributedDataParallel)
     return dict(
-        pictures=watch.pictures,
+        images=watch.images,
         bytes=watch.bytes,
         changed=changed_rows(watch.start, state),
         channels=channels_of(model),
@@ -237,10 +237,10 @@ def train_with_loss_scaling(rank: int) -> dict[str, Any]:
         states.append({key: tensor.clone() for key, tensor in model.state_dict().items()})
         scales.append(scaler.get_scale())
         torch.manual_seed(10 * step + rank)
-        pictures, labels = torch.randn(4, 3, 32, 32), torch.randint(5, (4,))
+        images, labels = torch.randn(4, 3, 32, 32), torch.randint(5, (4,))
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.float16):
-            loss = nn.functional.cross_entropy(wrapped(pictures), labels)
+            loss = nn.functional.cross_entropy(wrapped(images), labels)
         scaler.scale(loss * (1e10 if (step, rank) == (1, 1) else 1.0)).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -321,7 +321,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def test_both_halves_of_each_batch_are_the_whole(told: list[dict[str, Any]]) -> None:
     seen = set()
-    for first, second, alone in zip(*(told[process]["nothing"]["pictures"] for process in range(3)), strict=True):
+    for first, second, alone in zip(*(told[process]["nothing"]["images"] for process in range(3)), strict=True):
         assert len(first) == len(second) == BATCH // 2
         assert sorted(first + second) == alone
         seen.update(alone)
@@ -410,7 +410,7 @@ def test_first_rank_writes_the_deltas(folder: Path) -> None:
     for process, mean in enumerate(weights(folder, "EMA", ".ema")):
         if process != 1:
             path = folder / f"work{process}/iter_{ITERATIONS}.delta.safetensors"
-            assert equal(dict(load_from_local(path)["state_dict"]), mean)
+            assert equal(dict(read_checkpoint(path)["state_dict"]), mean)
 
 
 def test_base_that_cannot_be_written_is_an_error_on_each(told: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_other_settings_are_refused_by_name_unless_allowed(config: Config, chang
 
 def test_number_of_processes_is_compared(config: Config) -> None:
     path = Path(config.load_from)
-    checkpoint = load_from_local(path)
+    checkpoint = read_checkpoint(path)
     record = json.loads(checkpoint["meta"]["apla_mm"])
     assert record["config"]["processes"] == "1"
     record["config"]["processes"] = "8"
@@ -140,7 +140,7 @@ def test_weights_alone_are_loaded_from_any_checkpoint(config: Config) -> None:
 
 @pytest.mark.parametrize("left_out", ["optimizer", "meta"])
 def test_checkpoint_without_what_resuming_needs_is_refused(config: Config, left_out: str) -> None:
-    checkpoint = load_from_local(config.load_from)
+    checkpoint = read_checkpoint(config.load_from)
     del checkpoint[left_out]
     torch.save(checkpoint, config.load_from)
     with pytest.raises(ValueError, match="holds no optimizer or iteration.*set load_from"):
@@ -148,7 +148,7 @@ def test_checkpoint_without_what_resuming_needs_is_refused(config: Config, left_
 
 
 def test_checkpoint_of_another_tool_is_resumed_and_told(config: Config) -> None:
-    checkpoint = load_from_local(config.load_from)
+    checkpoint = read_checkpoint(config.load_from)
     del checkpoint["meta"]["apla_mm"]
     torch.save(checkpoint, config.load_from)
     runner = resume(config)
@@ -161,7 +161,7 @@ def test_checkpoint_of_another_tool_is_resumed_and_told(config: Config) -> None:
     "record", ["", "[]", '{"config": {}, "trains": []}', '{"config": {"a": 1}, "trains": {}}', "[" * 9999, 5]
 )
 def test_damaged_record_is_refused(config: Config, record: Any) -> None:
-    checkpoint = load_from_local(config.load_from)
+    checkpoint = read_checkpoint(config.load_from)
     checkpoint["meta"]["apla_mm"] = record
     torch.save(checkpoint, config.load_from)
     with pytest.raises(ValueError, match=r"record of its run, meta\['apla_mm'\], is damaged"):

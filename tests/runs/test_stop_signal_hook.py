@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 from apla_mm.runs.loader_workers import shield_workers
 from apla_mm.runs.stop_signal_hook import StopSignalHook
 
@@ -79,7 +79,7 @@ def test_signal_saves_after_the_iteration_and_training_goes_on_from_there(
     assert f"{number.name}: stopped after iteration 3: saved {path}; tools/train.py --resume goes on" in read_log()
     assert (tmp_path / "work/last_checkpoint").read_text() == str(path)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
-    checkpoint = load_from_local(path)
+    checkpoint = read_checkpoint(path)
     assert checkpoint["meta"]["iter"] == 3 and "optimizer" in checkpoint
 
     runner = make_runner(tiny_classifier, max_iters=6, resume=True, custom_hooks=[StopSignalHook()])
@@ -123,7 +123,7 @@ def test_signal_in_a_validation_saves_what_was_trained(
     )
     assert stop(runner) == 138
     assert "SIGUSR1: stopped after iteration 2: saved" in read_log()
-    assert load_from_local(tmp_path / "work/iter_2.pth")["meta"]["iter"] == 2
+    assert read_checkpoint(tmp_path / "work/iter_2.pth")["meta"]["iter"] == 2
     assert "Iter(val) [3/8]" not in read_log()
 
 
@@ -254,12 +254,12 @@ def test_signal_in_a_validation_saves_the_weights_of_training_and_their_mean_apa
     ema = dict(type="EMAHook", momentum=0.1)
     saving = dict(checkpoint=dict(type="CheckpointHook", interval=2, by_epoch=False))
     make_runner(tiny_classifier, custom_hooks=[ema], default_hooks=saving, **settings).train()
-    expected = load_from_local(tmp_path / "work/iter_2.pth")
+    expected = read_checkpoint(tmp_path / "work/iter_2.pth")
     (tmp_path / "work/iter_2.pth").unlink()
     tiny_classifier.load_state_dict(start)
     hooks = [ema, dict(type="StopSignalHook"), Send(signal.SIGUSR1, 1, validating=True)]
     assert stop(make_runner(tiny_classifier, custom_hooks=hooks, **settings)) == 138
-    found = load_from_local(tmp_path / "work/iter_2.pth")
+    found = read_checkpoint(tmp_path / "work/iter_2.pth")
     for part in ("state_dict", "ema_state_dict"):
         assert all(torch.equal(tensor, found[part][key]) for key, tensor in expected[part].items()), part
     assert not torch.equal(found["state_dict"]["head.weight"], found["ema_state_dict"]["module.head.weight"])

@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import pytest
 import torch
 from mmengine.config import Config
@@ -22,8 +19,8 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
-from apla_mm.data.data_check import DataError
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.data.reading import DataError
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 ITERATIONS = 6
 
@@ -48,7 +45,7 @@ class Leave(Hook):
 
 
 def lengthen(cfg: Config, work_dir: Path) -> Config:
-    """Random augmentation, dropout, stochastic depth, a mean of weights; a checkpoint after every second iteration."""
+    """Random augmentation, dropout, stochastic depth, a the EMA; a checkpoint after every second iteration."""
     cfg = copy.deepcopy(cfg)
     cfg.train_cfg.update(max_iters=ITERATIONS, val_interval=ITERATIONS)
     cfg.train_dataloader.dataset.pipeline = [
@@ -97,7 +94,7 @@ def tensors(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    first, second = load_from_local(one), load_from_local(other)
+    first, second = read_checkpoint(one), read_checkpoint(other)
     for part in ("state_dict", "ema_state_dict", "optimizer"):
         left, right = dict(tensors(first[part])), dict(tensors(second[part]))
         assert left and left.keys() == right.keys()
@@ -118,7 +115,7 @@ def whole(
         Image.new("RGB", (48, 40), (80 * i, 255 - 80 * i, 40)).save(path)  # else all would be the same
     cfg = lengthen(make_segmentation_config(scenes, folder), folder / "work")
     train(cfg)
-    cfg.randomness = dict(seed=load_from_local(folder / "work/iter_2.pth")["meta"]["seed"])
+    cfg.randomness = dict(seed=read_checkpoint(folder / "work/iter_2.pth")["meta"]["seed"])
     return cfg, folder / "work"
 
 
@@ -234,13 +231,13 @@ def test_data_without_indices_are_refused(tiny_classifier: Any, make_runner: Cal
         runner.train()
 
 
-def test_corrupt_pictures_are_told_before_training_and_skipped(segmentation_config: Config, data_root: Path) -> None:
+def test_corrupt_images_are_told_before_training_and_skipped(segmentation_config: Config, data_root: Path) -> None:
     (path,) = (data_root / "images/training").glob("scene_1.*")
     path.write_bytes(path.read_bytes()[:30])
     segmentation_config.train_cfg.update(max_iters=3, skip_unreadable=True)
     Runner.from_cfg(segmentation_config).train()
     log = "".join(path.read_text() for path in Path(segmentation_config.work_dir).glob("*/*.log"))
-    told = f"the picture '{path}' cannot be read"
+    told = f"the image '{path}' cannot be read"
     assert f"train_dataloader: 1 samples will be skipped, as train_cfg.skip_unreadable says: {told}" in log
     assert f"skipped: {told}" in log
     assert "2 times a sample could not be read and was skipped; the log names each" in log

@@ -6,9 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import numpy as np
 import pytest
 import torch
@@ -18,7 +15,7 @@ from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
-from apla_mm.data.data_check import DataError
+from apla_mm.data.reading import DataError
 from apla_mm.runs import training_batches
 from apla_mm.runs.training_batches import TrainingBatches, deaths_of_workers_told
 
@@ -136,7 +133,7 @@ def read_scenes(scenes: Any, count: int = 3, skip: bool = False, workers: int = 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(("kind", "what"), [("images", "picture"), ("annotations", "label map")])
+@pytest.mark.parametrize(("kind", "what"), [("images", "image"), ("annotations", "label map")])
 def test_file_that_cannot_be_read_is_named_or_skipped_and_counted(
     scenes: Any, data_root: Path, kind: str, what: str, workers: int
 ) -> None:
@@ -156,7 +153,7 @@ def test_error_of_the_pipeline_is_not_skipped_and_names_the_sample(
         raise KeyError("gt_bboxes")
 
     monkeypatch.setattr(scenes.pipeline, "transforms", [*scenes.pipeline.transforms[:1], broken])
-    with pytest.raises(DataError, match=rf"sample 0 \(picture '{data_root}/.*scene_0.jpg'.*KeyError: 'gt_bboxes'"):
+    with pytest.raises(DataError, match=rf"sample 0 \(image '{data_root}/.*scene_0.jpg'.*KeyError: 'gt_bboxes'"):
         read_scenes(scenes, skip=True)
 
 
@@ -170,15 +167,15 @@ def test_partner_of_a_mixed_sample_is_the_one_that_is_named(scenes: Any, data_ro
             return scenes[index]
 
     (path,) = (data_root / "images/training").glob("scene_2.*")
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
     sampler = BatchSampler([1], 1, drop_last=False)
-    with pytest.raises(DataError, match=f"train_dataloader: the picture '{path}' cannot be read"):
+    with pytest.raises(DataError, match=f"train_dataloader: the image '{path}' cannot be read"):
         next(TrainingBatches(DataLoader(Mixed(), collate_fn=list), sampler, 0, 0, skip_unreadable=False))
 
 
 def test_skipping_ends_where_nothing_can_be_read(scenes: Any, data_root: Path) -> None:
     for path in (data_root / "images/training").glob("*"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     with pytest.raises(DataError, match="none of 3 samples can be read"):
         read_scenes(scenes, skip=True)
 

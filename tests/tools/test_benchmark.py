@@ -23,8 +23,8 @@ def cells(line: str) -> list[str]:
 
 
 def test_a_timm_vit(tmp_path: Path) -> None:
-    figures, picture, traces = tmp_path / "figures.json", tmp_path / "plot.png", tmp_path / "traces"
-    files = ("--json", figures, "--plot", picture, "--profile", traces)
+    figures, image, traces = tmp_path / "figures.json", tmp_path / "plot.png", tmp_path / "traces"
+    files = ("--json", figures, "--plot", image, "--profile", traces)
     only = ("--only", "full", "APLA r=0.25, b", "W_O split")
     done = run("vit_tiny_patch16_224", "--img-size", "64", "--r", "0.25", "--recompute", "block", *only, *files)
     assert done.returncode == 0, done.stderr
@@ -52,7 +52,7 @@ def test_a_timm_vit(tmp_path: Path) -> None:
     header, _, *rows = [cells(line) for line in done.stdout.splitlines() if line.startswith("|")]
     assert header[0] == "method" and header[-1] == "time, ms" and [row[0] for row in rows][1] == split["method"]
     assert rows[2][1] == f"{ours['trained']:,}" and f"({ours['saved_ratio']:.3f})" in rows[2][2]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
     assert sorted(folder.name for folder in traces.iterdir()) == [
         "APLA_r=0.25_block",
         "W_O_split_r=0.25",

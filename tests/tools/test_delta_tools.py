@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import numpy as np
 import pytest
 import torch
@@ -24,7 +21,7 @@ from PIL import Image
 
 from apla_mm.delta import DeltaError
 from apla_mm.options.shared_options import apply_shared_options
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 DELTA, SLIM = "iter_2.delta.safetensors", "iter_2.pth"
 CONFIGS = {
@@ -165,41 +162,41 @@ def make_runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_test_scores_a_delta_as_the_whole_checkpoint(make_runs: Callable, kind: str, tmp_path: Path) -> None:
     runs = make_runs(kind)
-    whole = load_from_local(runs.whole / SLIM)["state_dict"]
+    whole = read_checkpoint(runs.whole / SLIM)["state_dict"]
     expected = runs.scores(runs.whole / SLIM, tmp_path / "whole")
     assert expected and (kind == "detector" or expected["mIoU"] > 0)
     assert (runs.delta / SLIM).stat().st_size < (runs.whole / SLIM).stat().st_size
     for name in (DELTA, SLIM):
-        read = load_from_local(runs.delta / name)["state_dict"]
+        read = read_checkpoint(runs.delta / name)["state_dict"]
         assert whole.keys() == read.keys() and [k for k in whole if not torch.equal(whole[k], read[k])] == []
         assert runs.scores(runs.delta / name, tmp_path / name) == expected
 
 
 @pytest.fixture(scope="module")
-def picture(data: Path) -> Path:
+def image(data: Path) -> Path:
     return data / "scenes/images/validation/0_1.jpg"
 
 
 @pytest.mark.slow
-def test_init_model_takes_a_delta(make_runs: Callable, picture: Path) -> None:
+def test_init_model_takes_a_delta(make_runs: Callable, image: Path) -> None:
     runs = make_runs("VisionTransformer")
     logits = []
     for path in (runs.whole / SLIM, runs.delta / DELTA, runs.delta / SLIM):
         with DefaultScope.overwrite_default_scope(None):
             model = init_model(str(runs.config), str(path), device="cpu")
             assert tuple(model.dataset_meta["classes"]) == ("dark", "bright")
-            logits.append(inference_model(model, str(picture)).seg_logits.data)
+            logits.append(inference_model(model, str(image)).seg_logits.data)
     assert logits[0].std() > 0 and torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
 
 
 @pytest.mark.slow
-def test_segmentation_inferencer_takes_a_delta(make_runs: Callable, picture: Path, tmp_path: Path) -> None:
+def test_segmentation_inferencer_takes_a_delta(make_runs: Callable, image: Path, tmp_path: Path) -> None:
     runs = make_runs("APLAViT")
     found, drawn = [], []
     for path in (runs.whole / SLIM, runs.delta / DELTA):
         with DefaultScope.overwrite_default_scope(None):
             infer = MMSegInferencer(model=str(runs.config), weights=str(path), device="cpu")
-            found.append(infer(str(picture), out_dir=str(tmp_path / path.suffix), show=False)["predictions"])
+            found.append(infer(str(image), out_dir=str(tmp_path / path.suffix), show=False)["predictions"])
         (file,) = (tmp_path / path.suffix / "vis").iterdir()
         drawn.append(np.asarray(Image.open(file)))
     assert found[0].shape == (64, 72) and np.array_equal(*found)

@@ -11,7 +11,7 @@ import torch
 from helpers.processes import DIST_TEST, DIST_TRAIN, ENDLESS, run, started
 from helpers.small_run import CONFIG, ROOT, TEST, TRAIN, miou, saved_iteration
 
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 
 @pytest.mark.slow
@@ -27,7 +27,7 @@ def test_signal_to_every_process_saves_and_training_goes_on_from_there(data: str
     longer = [data, f"train_cfg.max_iters={n + 2}"]
     output = run(TRAIN, CONFIG, "--work-dir", tmp_path, "--resume", options=longer)
     assert re.findall(rf"Iter\(train\) \[ *(\d+)/{n + 2}\]", output) == [str(n + 1), str(n + 2)]
-    assert load_from_local(tmp_path / f"iter_{n + 2}.pth")["meta"]["iter"] == n + 2
+    assert read_checkpoint(tmp_path / f"iter_{n + 2}.pth")["meta"]["iter"] == n + 2
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_two_processes_train_are_stopped_go_on_and_score_as_one(data: str, tmp_p
     assert len(re.findall(r"SyncBN needs a GPU: \d+ layers of it run as BN", output)) == 1
 
     checkpoint = tmp_path / f"iter_{n + 2}.pth"
-    state = load_from_local(checkpoint)["state_dict"]
+    state = read_checkpoint(checkpoint)["state_dict"]
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
     tested = run(DIST_TEST, CONFIG, checkpoint, 2, "--work-dir", tmp_path / "two", options=[data])
     alone = run(TEST, CONFIG, checkpoint, "--work-dir", tmp_path / "one", options=[data])

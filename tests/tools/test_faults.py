@@ -12,7 +12,7 @@ import pytest
 from helpers.processes import DIST_TRAIN, ENDLESS, run, started
 from helpers.small_run import CONFIG, TRAIN
 
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def test_disk_that_is_full_is_said_and_the_last_checkpoint_stays(data: str, smal
         run(TRAIN, CONFIG, "--work-dir", work, options=options)
     text = str(failed.value)
     saved = sorted(work.glob("*.pth"), key=lambda path: path.stat().st_mtime)
-    assert saved and all(load_from_local(path)["meta"]["iter"] for path in saved)
+    assert saved and all(read_checkpoint(path)["meta"]["iter"] for path in saved)
     assert not list(work.glob(".*.part"))
     assert re.search(r"could not be saved: .*No space left on device: not written; it needs [\d.]+ MiB, and", text)
     assert f"the last checkpoint is '{saved[-1]}', and --resume goes on from it" in text

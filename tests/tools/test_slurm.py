@@ -13,7 +13,7 @@ import pytest
 from helpers.slurm_cluster import NoClusterError, slurm_cluster
 from helpers.small_run import CONFIG, OPTIONS, ROOT, miou, saved_iteration, write_data_set
 
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 # on a busy machine: a dozen processes start, each of which imports OpenMMLab
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -75,7 +75,7 @@ def test_two_nodes_train_and_test_without_gpus(
         assert "launch task" in (folder / f"cluster/slurmd.127.0.0.{node}.log").read_text()
 
     checkpoint = tmp_path / "iter_4.pth"
-    assert load_from_local(checkpoint)["meta"]["iter"] == 4
+    assert read_checkpoint(checkpoint)["meta"]["iter"] == 4
     tested = call(ROOT / "tools/slurm_test.sh", *start, checkpoint, "--work-dir", tmp_path / "test", *options, **nodes)
     assert 0 < miou(tested, each=2) <= 100
 

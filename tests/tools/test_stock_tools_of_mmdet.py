@@ -7,16 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import apla_mm  # noqa: F401  before anything that imports torchvision
-
-# isort: split
 import mmdet
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 TOOLS = Path(mmdet.__file__).parent / ".mim/tools"
 STOCK = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
@@ -29,7 +26,7 @@ MODEL = dict(backbone=dict(embed_dims=24, depths=[2, 2, 2, 2], init_cfg=None, dr
 
 
 def options(root: Path) -> list[str]:
-    """What makes the data set, the pictures and the model small."""
+    """What makes the data set, the images and the model small."""
     given = [
         "model.backbone.embed_dims=24",
         "model.backbone.depths=[2,2,2,2]",
@@ -90,7 +87,7 @@ def test_one_line_adapts_mmdets_own_config(tmp_path: Path, make_coco_data_set: C
     cfg.merge_from_dict(dict(model=MODEL))
     with DefaultScope.overwrite_default_scope("mmdet"):
         backbone = MODELS.build(cfg.model.backbone)
-    state = load_from_local(tmp_path / "work/epoch_1.pth")["state_dict"]
+    state = read_checkpoint(tmp_path / "work/epoch_1.pth")["state_dict"]
     prefix = "backbone."
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     backbone.load_state_dict(own, strict=True)

@@ -78,7 +78,7 @@ def test_options_reach_the_evaluator(config: Path, monkeypatch: pytest.MonkeyPat
     (config.parent / "shapes/annotations/instances_val.json").rename(config.parent / "shapes/other.json")
     run(monkeypatch, config, "--cfg-options", "test_dataloader.dataset.ann_file=other.json")
     (log,) = config.parent.glob("work/*/*.log")
-    assert "shapes/other.json': 2 pictures and 4 annotations in order" in log.read_text()
+    assert "shapes/other.json': 2 images and 4 annotations in order" in log.read_text()
     assert "coco/bbox_mAP:" in log.read_text()
 
 

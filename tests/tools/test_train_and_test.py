@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import mmseg
 import numpy as np
 import pytest
@@ -22,7 +19,7 @@ from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS
 from PIL import Image
 
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 STOCK_TRAIN, STOCK_TEST = (Path(mmseg.__file__).parent / f".mim/tools/{name}.py" for name in ("train", "test"))
 
@@ -51,7 +48,7 @@ def losses(work_dir: Path) -> list[float]:
 
 
 def vit_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    state = load_from_local(checkpoint)["state_dict"]
+    state = read_checkpoint(checkpoint)["state_dict"]
     prefix = "backbone.vit."
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
 
@@ -153,7 +150,7 @@ def test_resume_goes_on_from_the_latest_checkpoint(copy_of_trained: Path, data: 
     longer = [data, "train_cfg.max_iters=6", "train_cfg.val_interval=6"]
     output = run(TRAIN, CONFIG, "--work-dir", copy_of_trained, "--resume", options=longer)
     assert re.findall(r"Iter\(train\) \[(\d)/6\]", output) == ["5", "6"]
-    before, after = (load_from_local(copy_of_trained / f"iter_{i}.pth") for i in (4, 6))
+    before, after = (read_checkpoint(copy_of_trained / f"iter_{i}.pth") for i in (4, 6))
     assert after["meta"]["iter"] == 6
     assert {s["step"].item() for s in before["optimizer"]["state"].values()} == {4}
     assert {s["step"].item() for s in after["optimizer"]["state"].values()} == {6}
@@ -165,7 +162,7 @@ def test_resume_with_a_path_goes_on_from_there(trained: Path, data: str, tmp_pat
     output = run(TRAIN, CONFIG, "--work-dir", tmp_path, "--resume", trained / "iter_2.pth", options=[data])
     assert re.findall(r"Iter\(train\) \[(\d)/4\]", output) == ["3", "4"]
     assert re.search(r"first step: (\d+) of \1 trained tensors changed, 0 of \d+ frozen ones", output)
-    assert load_from_local(tmp_path / "iter_4.pth")["meta"]["iter"] == 4
+    assert read_checkpoint(tmp_path / "iter_4.pth")["meta"]["iter"] == 4
 
 
 def test_amp_trains_with_float32_weights_and_nearly_the_same_losses(trained: Path, data: str, tmp_path: Path) -> None:
@@ -212,7 +209,7 @@ def test_stock_tools_of_mmseg_resume_the_same_config(stock_options: list[str], c
     longer += ["train_dataloader.dataset.metainfo.classes=dark,bright"]  # other names would be another run's
     output = run(STOCK_TRAIN, CONFIG, "--work-dir", copy_of_trained, "--resume", options=longer)
     assert re.findall(r"Iter\(train\) \[(\d)/6\]", output) == ["5", "6"]
-    assert load_from_local(copy_of_trained / "iter_6.pth")["meta"]["iter"] == 6
+    assert read_checkpoint(copy_of_trained / "iter_6.pth")["meta"]["iter"] == 6
 
 
 def test_wrong_data_root_fails_before_a_runner_is_built_and_names_the_folder(tmp_path: Path) -> None:
@@ -232,7 +229,7 @@ class RunsACommand:
 
 
 def test_harmful_checkpoint_is_refused_and_runs_nothing(trained: Path, data: str, tmp_path: Path) -> None:
-    checkpoint = load_from_local(trained / "iter_4.pth")
+    checkpoint = read_checkpoint(trained / "iter_4.pth")
     torch.save({**checkpoint, "extra": RunsACommand(tmp_path / "marker")}, tmp_path / "harmful.pth")
     output = run(TEST, CONFIG, tmp_path / "harmful.pth", "--work-dir", tmp_path / "work", options=[data], fails=True)
     assert f"ValueError: checkpoint '{tmp_path}/harmful.pth' was not read" in output

@@ -8,10 +8,10 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from apla_mm.measure import format_table, trainable_table
-from apla_mm.measure.fingerprint import channels_digest, channels_of
+from apla_mm.method.channels import channels_digest, channels_of
 from apla_mm.tuning import apla_hook
 from apla_mm.tuning.apla_hook import APLAHook
+from apla_mm.tuning.trainable import format_trainable, trainable_table
 
 FIRST_STEP = re.compile(r"first step: (\d+) of (\d+) trained tensors changed, 0 of (\d+) frozen ones")
 NEVER_MOVED = "tensors that should train have not changed"
@@ -66,7 +66,7 @@ def frozen_row(model: nn.Module) -> int:
 def test_logs_the_table_of_what_trains_before_training(
     tiny_classifier: nn.Module, make_runner: Callable[..., Runner], read_log: Callable[[], str]
 ) -> None:
-    table = format_table(trainable_table(tiny_classifier, depth=2))
+    table = format_trainable(trainable_table(tiny_classifier, depth=2))
     make_runner(tiny_classifier, custom_hooks=[dict(type="APLAHook", depth=2)]).train()
     log = read_log()
     assert f"what trains:\n{table}\n" in log

@@ -12,7 +12,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 
 from apla_mm.method import PartialLinear, find_projections
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 
 class Start(Hook):
@@ -55,7 +55,7 @@ def test_every_family_trains_its_channels_alone_and_saves_a_plain_checkpoint(fam
     runner.register_hook(start)
     runner.train()
 
-    saved = load_from_local(str(tmp_path / "iter_3.pth"))["state_dict"]
+    saved = read_checkpoint(str(tmp_path / "iter_3.pth"))["state_dict"]
     assert [(k, v.shape, v.dtype) for k, v in saved.items()] == [
         (k, v.shape, v.dtype) for k, v in plain.state_dict().items()
     ]

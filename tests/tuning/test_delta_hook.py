@@ -5,9 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import numpy as np
 import pytest
 import torch
@@ -23,7 +20,7 @@ from torch.utils.data import DataLoader
 from apla_mm.delta import DeltaError, load_delta
 from apla_mm.delta.base_file import save_base
 from apla_mm.runs import packed_state
-from apla_mm.runs.checkpoint_reader import load_from_local, read_pickle
+from apla_mm.runs.checkpoint_reader import read_checkpoint, read_pickle
 from apla_mm.tuning.apla_hook import APLAHook
 
 
@@ -125,8 +122,8 @@ def test_everything_that_is_saved_reads_as_the_whole_checkpoint(
     train(make_runner, fresh(), folder, save)
     assert deltas(folder) == checkpoints(folder) == checkpoints(whole)
     for name in checkpoints(whole):
-        full, read = load_from_local(whole / f"{name}.pth"), load_from_local(folder / f"{name}.pth")
-        assert_same(full["state_dict"], load_from_local(folder / f"{name}.delta.safetensors")["state_dict"])
+        full, read = read_checkpoint(whole / f"{name}.pth"), read_checkpoint(folder / f"{name}.pth")
+        assert_same(full["state_dict"], read_checkpoint(folder / f"{name}.delta.safetensors")["state_dict"])
         for part in ("state_dict", "ema_state_dict", "optimizer"):
             assert (part in read) == (part in full)
             if part in full:
@@ -152,9 +149,9 @@ def test_versions_of_modules_are_kept(
     model.head._version = 3
     train(make_runner, model, tmp_path, "delta")
     for name in ("iter_4.pth", "iter_4.delta.safetensors"):
-        versions = load_from_local(tmp_path / name)["state_dict"]._metadata
+        versions = read_checkpoint(tmp_path / name)["state_dict"]._metadata
         assert versions["head"] == {"version": 3} and versions["idle"] == {"version": 1}
-    assert load_from_local(tmp_path / "iter_4.pth")["ema_state_dict"]._metadata["module.head"] == {"version": 3}
+    assert read_checkpoint(tmp_path / "iter_4.pth")["ema_state_dict"]._metadata["module.head"] == {"version": 3}
 
 
 def test_means_of_weights_are_what_deltas_hold(
@@ -162,7 +159,7 @@ def test_means_of_weights_are_what_deltas_hold(
 ) -> None:
     runner = train(make_runner, fresh(), tmp_path / "work", "delta")
     (ema,) = (hook for hook in runner.hooks if type(hook).__name__ == "EMAHook")
-    delta = load_from_local(tmp_path / "work/iter_4.delta.safetensors")["state_dict"]
+    delta = read_checkpoint(tmp_path / "work/iter_4.delta.safetensors")["state_dict"]
     assert_same(dict(ema.ema_model.module.state_dict()), delta)
     assert not torch.equal(runner.model.state_dict()["head.weight"], delta["head.weight"])
 
@@ -186,7 +183,7 @@ def test_resumed_run_gives_the_weights_of_one_that_was_never_cut(
     other = type(fresh())(apla=dict(r=8))
     resumed = dict(resume=True, load_from=None if second == first else str(first / "iter_2.pth"))
     train(make_runner, other, second, "delta", apla=apla, **resumed)
-    full, read = load_from_local(whole / "iter_4.pth"), load_from_local(second / "iter_4.pth")
+    full, read = read_checkpoint(whole / "iter_4.pth"), read_checkpoint(second / "iter_4.pth")
     for part in ("state_dict", "ema_state_dict", "optimizer"):
         assert_same(full[part], read[part])
     assert full["param_schedulers"] == read["param_schedulers"]
@@ -263,10 +260,10 @@ def test_what_is_frozen_and_moves_nevertheless_is_saved_whole(
     read = []
     for save in ("full", "delta"):
         train(make_runner, fresh(), tmp_path / save, save, hooks=(Moves(),), apla=dict(prove=False))
-        read.append(load_from_local(tmp_path / save / "iter_4.pth"))
+        read.append(read_checkpoint(tmp_path / save / "iter_4.pth"))
     for part in ("state_dict", "ema_state_dict"):
         assert_same(read[0][part], read[1][part])
-    assert_same(read[0]["state_dict"], load_from_local(tmp_path / "delta/iter_4.delta.safetensors")["state_dict"])
+    assert_same(read[0]["state_dict"], read_checkpoint(tmp_path / "delta/iter_4.delta.safetensors")["state_dict"])
     delta = load_delta(tmp_path / "delta/iter_4.delta.safetensors")
     whole = {"idle.weight", *(f"backbone.vit.blocks.1.attn.proj.{kind}" for kind in ("weight", "bias"))}
     assert delta.tensors.keys() == {"head.weight", "head.bias", *whole}
@@ -298,7 +295,7 @@ def test_what_cannot_be_written_costs_no_checkpoint(
     (tmp_path / "iter_3.delta.safetensors").mkdir()  # a folder in the way stands for a disk that is full
     with pytest.raises(RuntimeError, match=rf"the last checkpoint is '{tmp_path}/iter_2\.pth'"):
         train(make_runner, fresh(), tmp_path, "delta", max_keep_ckpts=1)
-    assert load_from_local(tmp_path / "iter_2.pth")["meta"]["iter"] == 2
+    assert read_checkpoint(tmp_path / "iter_2.pth")["meta"]["iter"] == 2
 
 
 @pytest.fixture
@@ -348,9 +345,9 @@ def test_run_in_which_what_is_frozen_has_moved_is_resumed(
     for work, iterations in (("whole", 4), ("work", 2)):
         train(make_runner, fresh(), tmp_path / work, save, iterations, (MovesOnce(),), dict(prove=False))
     train(make_runner, fresh(), tmp_path / "work", save, apla=dict(prove=False), resume=True)
-    read = [load_from_local(tmp_path / work / "iter_4.pth") for work in ("whole", "work")]
+    read = [read_checkpoint(tmp_path / work / "iter_4.pth") for work in ("whole", "work")]
     assert_same(read[0]["state_dict"], read[1]["state_dict"])
-    assert_same(read[1]["state_dict"], load_from_local(tmp_path / "work/iter_4.delta.safetensors")["state_dict"])
+    assert_same(read[1]["state_dict"], read_checkpoint(tmp_path / "work/iter_4.delta.safetensors")["state_dict"])
     log = "".join(path.read_text() for path in (tmp_path / "work").glob("*/*.log"))
     assert re.search(
         r"1 of \d+ tensors that do not train are not those of the base .* saved whole: 'idle\.weight'", log
@@ -366,7 +363,7 @@ def test_whole_checkpoint_of_another_base_is_not_resumed(
     state = load_file(base)
     other = {n: t + 1 for n, t in state.items()} if change == "differ" else {"idle.weight": state["idle.weight"]}
     path = save_base(other, tmp_path)
-    checkpoint = load_from_local(tmp_path / "iter_2.pth")
+    checkpoint = read_checkpoint(tmp_path / "iter_2.pth")
     checkpoint["meta"]["apla_mm_base"] = path.name
     torch.save(checkpoint, tmp_path / "iter_2.pth")
     message = "all of its tensors differ" if change == "differ" else "'backbone.* are in one alone"
@@ -393,7 +390,7 @@ def test_base_is_shared_by_runs_that_call_it_otherwise(
     train(make_runner, without_idle(fresh(), True), tmp_path / "other", "delta", iterations=2, apla=apla)
     assert len(list((tmp_path / "store").glob("*"))) == 1
     train(make_runner, without_idle(fresh(), True), tmp_path / "other", "delta", apla=apla, resume=True)
-    one, other = (load_from_local(tmp_path / name / "iter_4.delta.safetensors") for name in ("one", "other"))
+    one, other = (read_checkpoint(tmp_path / name / "iter_4.delta.safetensors") for name in ("one", "other"))
     assert_same({k.replace("backbone", "encoder"): v for k, v in one["state_dict"].items()}, other["state_dict"])
 
 
@@ -418,7 +415,7 @@ def test_metainfo_comes_back_as_it_was(
             checkpoint["meta"]["odd"] = object
 
     train(make_runner, fresh(), tmp_path, "both", iterations=2, hooks=(Told(),))
-    read = load_from_local(tmp_path / "iter_2.delta.safetensors")["meta"]
+    read = read_checkpoint(tmp_path / "iter_2.delta.safetensors")["meta"]
     assert read["dataset_meta"] == {**meta, "array": [0, 1]} and read["iter"] == 2
     assert type(read["dataset_meta"]["palette"][0]) is tuple
     log = "".join(path.read_text() for path in tmp_path.glob("*/*.log"))
@@ -451,7 +448,7 @@ def test_delta_of_another_model_is_refused_and_nothing_loaded(
 
 def test_delta_is_loaded_into_a_model_that_lacks_some_of_it(fresh: Callable[[], nn.Module], cut: Path) -> None:
     model = fresh()
-    expected = load_from_local(cut / "iter_2.delta.safetensors")["state_dict"]
+    expected = read_checkpoint(cut / "iter_2.delta.safetensors")["state_dict"]
     del model.idle
     load_checkpoint(model, str(cut / "iter_2.delta.safetensors"))
     assert_same(dict(model.state_dict()), {k: v for k, v in expected.items() if not k.startswith("idle")})
@@ -497,7 +494,7 @@ def test_training_begins_with_the_weights_of_a_delta(
     torch.manual_seed(5)
     runner = make_runner(type(fresh())(apla=dict(r=8)), load_from=str(cut / name))
     runner.load_or_resume()
-    assert_same(dict(runner.model.state_dict()), load_from_local(cut / "iter_2.delta.safetensors")["state_dict"])
+    assert_same(dict(runner.model.state_dict()), read_checkpoint(cut / "iter_2.delta.safetensors")["state_dict"])
 
 
 def test_mmengine_alone_does_not_take_a_checkpoint_without_what_is_frozen(
@@ -522,4 +519,4 @@ def test_another_checkpoint_hook_is_refused(
 
 def test_only_whole_checkpoints_are_saved_unless_asked(whole: Path) -> None:
     assert not list(whole.glob("*.safetensors"))
-    assert "apla_mm_base" not in load_from_local(whole / "iter_4.pth")["meta"]
+    assert "apla_mm_base" not in read_checkpoint(whole / "iter_4.pth")["meta"]

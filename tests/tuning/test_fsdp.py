@@ -7,9 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import apla_mm  # noqa: F401  before timm
-
-# isort: split
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,7 +21,7 @@ from torch.utils.data import Dataset
 
 from apla_mm.models import APLAViT
 from apla_mm.options.launching import join_processes, prepare_launch
-from apla_mm.runs.checkpoint_reader import load_from_local
+from apla_mm.runs.checkpoint_reader import read_checkpoint
 from apla_mm.tuning.fsdp import check_strategy
 
 STRATEGY = Path(__file__).parents[2] / "configs/_base_/strategies/fsdp.py"
@@ -33,7 +30,7 @@ NOT_ADAPTED_HERE = [dict(type="APLAHook", r=8)]
 
 @DATASETS.register_module()
 class Noise(Dataset):
-    """Sixteen pictures of nothing."""
+    """Sixteen images of nothing."""
 
     def __len__(self) -> int:
         return 16
@@ -157,7 +154,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(folder: Path) -> dict[str, Any]:
     """The checkpoint of Runner in one process, with the same batches."""
     Runner.from_cfg(make_config(folder / "alone", "none", 1, fsdp=False)).train()
-    return load_from_local(folder / "alone/iter_4.pth")
+    return read_checkpoint(folder / "alone/iter_4.pth")
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:
@@ -180,7 +177,7 @@ def assert_same_checkpoint(one: dict[str, Any], other: dict[str, Any], tolerance
 
 
 def test_two_processes_that_shard_save_what_one_alone_saves(folder: Path, alone: dict[str, Any]) -> None:
-    saved = load_from_local(folder / "whole/iter_4.pth")
+    saved = read_checkpoint(folder / "whole/iter_4.pth")
     assert_same_checkpoint(saved, alone, 1e-6)
     plain = ShardedClassifier(apla=None)
     before = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
@@ -207,7 +204,7 @@ def test_the_hook_logs_and_proves(folder: Path) -> None:
 
 def test_two_processes_go_on_from_a_checkpoint_as_if_never_stopped(folder: Path) -> None:
     assert_same_checkpoint(
-        load_from_local(folder / "resumed/iter_4.pth"), load_from_local(folder / "whole/iter_4.pth"), 0
+        read_checkpoint(folder / "resumed/iter_4.pth"), read_checkpoint(folder / "whole/iter_4.pth"), 0
     )
 
 
@@ -215,7 +212,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, tmp_path: 
     cfg = make_config(tmp_path, "none", 1, resume=True, load_from=f"{folder}/whole/iter_2.pth")
     RUNNERS.build(cfg).train()
     assert "resuming with other settings, as allowed:" in log_of(tmp_path)
-    assert_same_checkpoint(load_from_local(tmp_path / "iter_4.pth"), load_from_local(folder / "whole/iter_4.pth"), 1e-6)
+    assert_same_checkpoint(read_checkpoint(tmp_path / "iter_4.pth"), read_checkpoint(folder / "whole/iter_4.pth"), 1e-6)
 
 
 def test_other_channels_are_not_resumed(folder: Path, tmp_path: Path) -> None:
@@ -237,9 +234,9 @@ def test_stock_strategy_is_an_error(folder: Path) -> None:
 
 
 def test_ddp_under_flexible_runner_trains_the_same_without_a_gpu(folder: Path) -> None:
-    saved = load_from_local(folder / "ddp/iter_4.pth")
+    saved = read_checkpoint(folder / "ddp/iter_4.pth")
     saved["state_dict"] = {key.removeprefix("module."): t for key, t in saved["state_dict"].items()}  # as mmengine does
-    assert_same_checkpoint(saved, load_from_local(folder / "whole/iter_4.pth"), 1e-7)
+    assert_same_checkpoint(saved, read_checkpoint(folder / "whole/iter_4.pth"), 1e-7)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -1,8 +1,8 @@
 import timm
 from torch import nn
 
-from apla_mm.measure import TrainableRow, format_table, trainable_table
 from apla_mm.method import adapt
+from apla_mm.tuning.trainable import TrainableRow, format_trainable, trainable_table
 
 
 def make_model():
@@ -24,7 +24,7 @@ def test_table_counts_what_trains_by_module():
 
 
 def test_format_table_aligns_columns():
-    lines = format_table([TrainableRow("backbone", 5, 1000), TrainableRow("total", 5, 0)]).splitlines()
+    lines = format_trainable([TrainableRow("backbone", 5, 1000), TrainableRow("total", 5, 0)]).splitlines()
     assert lines[0].split() == ["module", "trained", "total", "share"]
     assert lines[1].split() == ["backbone", "5", "1,000", "0.50%"]
     assert lines[2].split()[-1] == "0.00%"

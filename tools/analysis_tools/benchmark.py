@@ -52,8 +52,8 @@ class Classifier(nn.Module):
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="name of a timm ViT, or a config file")
-    parser.add_argument("--img-size", type=int, default=512, help="height and width of the pictures (default: 512)")
-    parser.add_argument("--batch-size", type=int, default=2, help="pictures in a batch (default: 2)")
+    parser.add_argument("--img-size", type=int, default=512, help="height and width of the images (default: 512)")
+    parser.add_argument("--batch-size", type=int, default=2, help="images in a batch (default: 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="bfloat16: forward under autocast")
     parser.add_argument("--r", nargs="+", type=number, default=[0.125, 8, "full"], help="channels that train, for APLA")
@@ -104,13 +104,13 @@ class Variant:
 
 def build_timm(args: argparse.Namespace, compiled: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
     model = Classifier(args.model, args.img_size).to(args.device)
-    x = random_pictures(args)
+    x = random_images(args)
     y = torch.randint(150, (args.batch_size,), device=args.device)
     forward = torch.compile(model) if compiled else model
     return model, lambda: nn.functional.cross_entropy(forward(x), y)
 
 
-def random_pictures(args: argparse.Namespace) -> Tensor:
+def random_images(args: argparse.Namespace) -> Tensor:
     return torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=args.device)
 
 
@@ -130,7 +130,7 @@ def build_from_config(args: argparse.Namespace, compiled: bool) -> tuple[nn.Modu
     backbone.update(dict(pretrained=False) if backbone.type == "APLAViT" else dict(init_cfg=None))
     model = MODELS.build(cfg.model).to(args.device)
     if args.backbone_only:
-        x, part = random_pictures(args), nn.ModuleDict(dict(backbone=model.backbone))
+        x, part = random_images(args), nn.ModuleDict(dict(backbone=model.backbone))
         run = torch.compile(part.backbone) if compiled else part.backbone
         return part, lambda: sum(y.mean() for y in run(x))
     data = model.data_preprocessor(synthetic_batch(model, args.img_size, args.batch_size), training=True)

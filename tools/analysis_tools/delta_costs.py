@@ -20,9 +20,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import apla_mm  # before timm
-
-# isort: split
 import timm
 import torch
 from rich import box
@@ -30,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+import apla_mm
 from apla_mm.delta import base_digests, extract_delta, fingerprint, load_delta, save_delta
 from apla_mm.delta.base_file import merged_state
 

@@ -1,7 +1,7 @@
 """What the processes of a job send one another in a training step: the gradients of what trains, counted.
 
 python tools/analysis_tools/traffic.py configs/seg/apla_vitb_ade.py --full
-Measured on backward passes under DDP, in one process on the CPU. Weights and data are random, and pictures are small:
+Measured on backward passes under DDP, in one process on the CPU. Weights and data are random, and images are small:
 the gradients' size does not depend on theirs. MB are 10^6 bytes.
 """
 
@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="config file")
     parser.add_argument("--full", action="store_true", help="measure full fine-tuning of the same models too")
-    parser.add_argument("--img-size", type=int, default=64, help="height and width of the pictures (default: 64)")
+    parser.add_argument("--img-size", type=int, default=64, help="height and width of the images (default: 64)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     args = parser.parse_args()
     if args.json:
@@ -62,7 +62,7 @@ def build(path: str, img_size: int, full: bool) -> nn.Module:
     stored_for = backbone.get("img_size")
     apply_shared_options(cfg, dict(crop_size=img_size))
     if stored_for is not None:
-        backbone.img_size = stored_for  # the position embedding trains in its full size, resampled to the pictures'
+        backbone.img_size = stored_for  # the position embedding trains in its full size, resampled to the images'
     if full:
         for key in ("apla", "frozen"):
             backbone.pop(key, None)

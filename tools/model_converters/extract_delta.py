@@ -11,10 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from apla_mm.convert.files import check_output, read_weights, said_by_tool
+from apla_mm.convert.files import check_output, said_by_tool
 from apla_mm.convert.full_checkpoint import delta_of
 from apla_mm.delta import DeltaError, save_delta
 from apla_mm.delta.base_file import ENVIRONMENT, find_base, save_base
+from apla_mm.delta.weights_file import read_weights
 
 
 def parse_args() -> argparse.Namespace:

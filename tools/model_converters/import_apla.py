@@ -15,13 +15,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from apla_mm.convert.authors import check_not_resumed, plain_state, read_authors
-from apla_mm.convert.files import Weights, check_output, check_suffix, read_weights, said_by_tool, write_checkpoint
+from apla_mm.convert.authors import check_not_resumed, plain_state
+from apla_mm.convert.files import check_output, check_suffix, said_by_tool, write_checkpoint
 from apla_mm.convert.full_checkpoint import delta_of
 from apla_mm.delta import save_delta
 from apla_mm.delta.base_file import save_base
-from apla_mm.delta.errors import listed
+from apla_mm.delta.weights_file import Weights, read_weights
 from apla_mm.method.selection import load_channels
+from apla_mm.text import listed
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,7 +67,7 @@ def main() -> None:
     args = parse_args()
     check_suffix(args.out)
     check_output(args.out, args.force)
-    weights = read_authors(args.checkpoint)
+    weights = read_weights(args.checkpoint)
     inds = load_channels(args.inds) if args.inds else None
     try:
         state, channels = plain_state(weights.state, inds)

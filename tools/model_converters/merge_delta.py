@@ -7,10 +7,11 @@ The base file is looked for beside the delta, in bases/ there and above, and in 
 import argparse
 from pathlib import Path
 
-from apla_mm.convert.files import check_output, check_suffix, read_weights, said_by_tool, write_checkpoint
+from apla_mm.convert.files import check_output, check_suffix, said_by_tool, write_checkpoint
 from apla_mm.convert.full_checkpoint import merged_checkpoint
 from apla_mm.delta import load_delta
 from apla_mm.delta.base_file import find_base
+from apla_mm.delta.weights_file import read_weights
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,9 +6,10 @@ python tools/model_converters/publish.py work_dirs/seg/iter_160000.pth setr-pup_
 import argparse
 from pathlib import Path
 
-from apla_mm.convert.files import DELTA, kind_of, said_by_tool
+from apla_mm.convert.files import said_by_tool
 from apla_mm.convert.publish import publish
 from apla_mm.delta import load_delta
+from apla_mm.delta.weights_file import Kind, kind_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,7 +25,7 @@ def main() -> None:
     args = parse_args()
     path = publish(args.file, args.out, force=args.force, allow_nonfinite=args.allow_nonfinite)
     print(path)
-    if kind_of(path) == DELTA and (name := load_delta(path, allow_nonfinite=True).header.extra.get("base_file")):
+    if kind_of(path) is Kind.DELTA and (name := load_delta(path, allow_nonfinite=True).header.extra.get("base_file")):
         print(f"It needs its base: publish the file {name} with it.")
 
 

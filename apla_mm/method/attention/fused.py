@@ -9,20 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..replace import StandIn
+from ..class_change import Changed
 
 
-class FusedAttention(StandIn):
+class FusedAttention(Changed):
     """Computes what the plain module computes; of it q, k, v and a mask as it was given are kept for backward.
 
     Scaled dot product attention keeps the mask it is given, which here is the relative position bias of every head,
     and of every window too where these are masked; and it keeps matrices of the same size where that bias trains, or
     where there is dropout. So the bias is gathered and the attention done again in backward.
 
-    A stand-in is an instance of the plain module's class too. Its ``attn_drop`` and ``softmax`` are not called.
+    It is an instance of the plain module's class too, whose ``attn_drop`` and ``softmax`` are not called.
     """
-
-    _kind: type["FusedAttention"]
 
     num_heads: int
     scale: float
@@ -32,19 +30,12 @@ class FusedAttention(StandIn):
     proj_drop: nn.Module
     relative_position_index: Tensor
 
-    def __init__(self, attention: nn.Module) -> None:
-        self._take_over(attention)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # the class has no name by which it could be found again
-        return _new, (self._kind, self._plain_type), self.__dict__
-
     def _attention(self, x: Tensor, mask: Tensor | None = None, *further: Any) -> Tensor:
         """Everything but the projection.
 
         Args:
             x: (B, N, C).
-            mask: (W, heads or 1, N, N), added to the scores; x holds one picture's W windows after another's.
+            mask: (W, heads or 1, N, N), added to the scores; x holds one image's W windows after another's.
             further: What :meth:`_position` needs.
 
         Returns:
@@ -82,8 +73,8 @@ class FusedAttention(StandIn):
 
         if mask is None or len(mask) == 1:
             return attend(q, k, v)
-        # Fused kernels take four dimensions, so (pictures, W, ...) cannot be broadcast to; one picture after another
-        # makes the mask of all pictures unnecessary, and copies of q, k and v as (pictures, W * heads, ...) too.
+        # Fused kernels take four dimensions, so (images, W, ...) cannot be broadcast to; one image after another
+        # makes the mask of all images unnecessary, and copies of q, k and v as (images, W * heads, ...) too.
         return torch.cat([attend(*part) for part in zip(*(t.split(len(mask)) for t in (q, k, v)), strict=True)])
 
     def _position(self, q: Tensor, k: Tensor, *further: Any) -> tuple[Tensor, Tensor]:
@@ -106,7 +97,7 @@ class _Window(FusedAttention):
         """As of the plain module.
 
         Args:
-            x: (pictures * W, N, C).
+            x: (images * W, N, C).
             mask: (W, N, N), added to the scores.
         """
         return self.proj_drop(self.proj(self._attention(x, None if mask is None else mask.unsqueeze(1))))
@@ -196,8 +187,8 @@ class _Grouped(FusedAttention):
         return self.proj_drop(self.proj(x[:, :h, :w].reshape(b, n, c)))
 
 
-#: Class with a written-out forward -> what stands in for it. Classes are named, so that nothing but torch is imported.
-_STAND_INS: dict[str, type[FusedAttention]] = {
+#: Class with a written-out forward -> its fused one. Classes are named, so that nothing but torch is imported.
+_FUSED: dict[str, type[FusedAttention]] = {
     "mmdet.models.backbones.swin.WindowMSA": _Window,
     "mmseg.models.backbones.beit.BEiTAttention": _BEiT,
     "mmseg.models.backbones.swin.WindowMSA": _Window,
@@ -210,31 +201,14 @@ _STAND_INS: dict[str, type[FusedAttention]] = {
 }
 
 
-_DERIVED: dict[type[nn.Module], type[FusedAttention]] = {}
-
-
-def fused_attention(attention: nn.Module) -> FusedAttention | None:
-    """What stands in for a written-out attention.
+def fused_kind(attention: nn.Module) -> type[FusedAttention] | None:
+    """What computes in place of a written-out attention.
 
     Args:
         attention: Any module. A subclass with a forward of its own is another kind of attention.
 
     Returns:
-        The stand-in, with the attention's tensors and hooks; None if the attention is of no kind known here.
+        Its fused class, for :func:`~..class_change.change`; None if the attention is of no kind known here.
     """
     computes = next(cls for cls in type(attention).__mro__ if "forward" in vars(cls))
-    kind = _STAND_INS.get(f"{computes.__module__}.{computes.__qualname__}")
-    return None if kind is None else _derive(kind, type(attention))(attention)
-
-
-def _derive(kind: type[FusedAttention], plain: type[nn.Module]) -> type[FusedAttention]:
-    if plain not in _DERIVED:
-        # the name stays: OpenMMLab tells kinds of modules apart by it
-        named = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "_kind": kind}
-        _DERIVED[plain] = type(plain.__name__, (kind, plain), named)
-    return _DERIVED[plain]
-
-
-def _new(kind: type[FusedAttention], plain: type[nn.Module]) -> FusedAttention:
-    derived = _derive(kind, plain)
-    return derived.__new__(derived)
+    return _FUSED.get(f"{computes.__module__}.{computes.__qualname__}")

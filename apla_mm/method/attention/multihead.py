@@ -4,29 +4,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..replace import StandIn
+from ..class_change import Changed, change
 
 
-class ProjectedMultiheadAttention(StandIn, nn.MultiheadAttention):
+class ProjectedMultiheadAttention(Changed, nn.MultiheadAttention):
     """Computes what ``nn.MultiheadAttention`` computes, by scaled dot product attention and its ``out_proj`` called.
 
     The plain module passes ``out_proj.weight`` to a function, so that a layer put in its place is never asked; and it
     computes attention weights, N x N for each head, unless told not to. Here they are computed where the caller needs
     them. mmcv's wrapper asks for them and throws them away, so under it they are not.
 
-    Args:
-        attention: The module to stand in for; its tensors and hooks are taken over.
+    Attributes:
         weights_are_used: False if whoever calls this never looks at the attention weights.
-
-    Raises:
-        ValueError: The module adds keys and values of its own (``add_bias_kv``, ``add_zero_attn``).
     """
 
-    def __init__(self, attention: nn.MultiheadAttention, weights_are_used: bool) -> None:
-        if attention.bias_k is not None or attention.add_zero_attn:
-            raise ValueError("an nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot be adapted")
-        self._take_over(attention)
-        self.weights_are_used = weights_are_used
+    weights_are_used: bool
+
+    @classmethod
+    def of(cls, attention: nn.MultiheadAttention, weights_are_used: bool) -> "ProjectedMultiheadAttention":
+        """Have a plain module compute so, in place.
+
+        Args:
+            attention: The module, of which :func:`check_multihead` has nothing to say.
+            weights_are_used: False if whoever calls it never looks at the attention weights.
+
+        Returns:
+            The same module.
+        """
+        projected = change(attention, cls)
+        projected.weights_are_used = weights_are_used
+        return projected
 
     def forward(
         self,
@@ -110,11 +117,18 @@ class ProjectedMultiheadAttention(StandIn, nn.MultiheadAttention):
             mask = padding if mask is None else mask + padding
         return mask
 
-    def to_plain(self) -> nn.MultiheadAttention:
-        """The plain module again, of its original class."""
-        attention: nn.MultiheadAttention = super().to_plain()
-        del attention.__dict__["weights_are_used"]
-        return attention
+    def _before_change_back(self) -> None:
+        del self.weights_are_used
+
+
+def check_multihead(attention: nn.MultiheadAttention) -> None:
+    """Refuse a module that adds keys and values of its own.
+
+    Raises:
+        ValueError: It does (``add_bias_kv``, ``add_zero_attn``).
+    """
+    if attention.bias_k is not None or attention.add_zero_attn:
+        raise ValueError("an nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot be adapted")
 
 
 def _to_additive(mask: Tensor, like: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...method import Report, adapt, find_projections
-from .pretrained import read_weights
+from .pretrained import read_pretrained
 from .windows import check_windows, windowed_intermediates
 
 
 class APLAViT(nn.Module):
     """A timm ViT that gives feature maps and trains by APLA (arXiv 2503.11335).
 
-    Of a picture of H x W pixels it gives maps of ceil(H / p) x ceil(W / p), p being the patch size: the picture is
+    Of an image of H x W pixels it gives maps of ceil(H / p) x ceil(W / p), p being the patch size: the image is
     padded at its right and lower edge with zeros (the mean colour after normalisation) up to a multiple of p, and the
     position embedding is resampled to that grid.
 
@@ -35,11 +35,11 @@ class APLAViT(nn.Module):
         out_indices: Blocks whose outputs become feature maps; negative ones count from the end.
         pretrained: True for timm's weights of that name, a path to a ``.safetensors`` or ``.pth`` file with timm's or
             the original DINOv2's keys, or False for random weights.
-        img_size: Picture size, int or (H, W), that the position embedding is stored for; timm's default if None.
+        img_size: Image size, int or (H, W), that the position embedding is stored for; timm's default if None.
         norm: Apply the model's final norm to each map, as is usual with DINOv2.
         window_size: Side, in tokens, of the windows that blocks attend in, as in ViTDet (arXiv 2203.16527), for large
-            pictures; None for attention over the whole picture. Blocks keep their weights either way.
-        global_blocks: With ``window_size``, the blocks that attend to the whole picture.
+            images; None for attention over the whole image. Blocks keep their weights either way.
+        global_blocks: With ``window_size``, the blocks that attend to the whole image.
         apla: Arguments of :func:`apla_mm.adapt`, such as ``dict(r=64, seed=0)``; None trains all weights.
         frozen: Train nothing of the backbone (head-only). Not together with ``apla``.
         model_kwargs: Further arguments of ``timm.create_model``, such as ``dict(drop_path_rate=0.1)``.
@@ -98,7 +98,7 @@ class APLAViT(nn.Module):
         """Compute the feature maps.
 
         Args:
-            x: Normalised pictures, (B, 3, H, W).
+            x: Normalised images, (B, 3, H, W).
 
         Returns:
             One map (B, embed_dims, ceil(H / p), ceil(W / p)) for each of ``out_indices``.
@@ -142,7 +142,7 @@ class APLAViT(nn.Module):
                 ) from error
         else:
             source = f"pretrained='{self.pretrained}'"
-            state = _to_timm_keys(read_weights(self.pretrained), self.vit)
+            state = _to_timm_keys(read_pretrained(self.pretrained), self.vit)
         _check_fit(state, self.vit, source, self.model_name)
         self.vit.load_state_dict(state)
         self._has_weights = True
@@ -173,7 +173,7 @@ def _create_vit(model_name: str, **kwargs: Any) -> Any:
         vit: Any = timm.create_model(model_name, dynamic_img_size=True, **kwargs)
     except TypeError as error:
         raise ValueError(
-            f"'{model_name}' cannot be made for pictures of any size with {kwargs} ({error}): take a timm ViT"
+            f"'{model_name}' cannot be made for images of any size with {kwargs} ({error}): take a timm ViT"
         ) from error
     if not (hasattr(vit, "blocks") and hasattr(vit, "forward_intermediates")):
         raise ValueError(f"'{model_name}' is a {type(vit).__name__}, not a ViT: APLAViT needs a sequence of blocks")

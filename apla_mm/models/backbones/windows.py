@@ -1,4 +1,4 @@
-"""Attention in windows for plain ViTs: most blocks see a window of the picture each, a few see all of it."""
+"""Attention in windows for plain ViTs: most blocks see a window of the image each, a few see all of it."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ class Windows:
         self._pad = (self.columns * size - grid[1], self.rows * size - grid[0])
 
     def split(self, tokens: Tensor) -> Tensor:
-        """(B, prefix + H * W, C) to (B * count, prefix + size ** 2, C), the windows of a picture one after another."""
+        """(B, prefix + H * W, C) to (B * count, prefix + size ** 2, C), the windows of an image one after another."""
         prefix, tokens = tokens[:, : self.prefix], tokens[:, self.prefix :]
         batch, _, dims = tokens.shape
         tokens = F.pad(tokens.view(batch, *self.grid, dims), (0, 0, 0, self._pad[0], 0, self._pad[1]))
@@ -67,11 +67,11 @@ def windowed_intermediates(
     """What timm's ``forward_intermediates`` gives, with all but some blocks run on windows of the tokens.
 
     A run of such blocks works on the windows throughout, as everything in a block but attention treats each token by
-    itself. (Stochastic depth then drops windows, not pictures.)
+    itself. (Stochastic depth then drops windows, not images.)
 
     Args:
         vit: A timm ``VisionTransformer`` or ``Eva`` made with ``dynamic_img_size=True``.
-        x: Pictures, (B, 3, H, W), sides divisible by the patch size.
+        x: Images, (B, 3, H, W), sides divisible by the patch size.
         indices: Blocks whose outputs are returned, ascending.
         norm: Apply the final norm to them.
         window_size: Side of a window in tokens.

@@ -1,5 +1,5 @@
-# large-scale jitter (arXiv 2012.07177): pictures of a tenth to twice the size, cropped to at most 1024 x 1024
-# the model's data preprocessor pads them: boxes end where the picture does
+# large-scale jitter (arXiv 2012.07177): images of a tenth to twice the size, cropped to at most 1024 x 1024
+# the model's data preprocessor pads them: boxes end where the image does
 _base_ = "coco_1333x800.py"
 crop_size = (1024, 1024)
 train_pipeline = [

@@ -1,4 +1,4 @@
-# a segmentor of whole pictures, normalised as for ImageNet; without backbone and heads
+# a segmentor of whole images, normalised as for ImageNet; without backbone and heads
 model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(

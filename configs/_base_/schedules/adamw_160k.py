@@ -1,4 +1,4 @@
-# 160k steps of 16 pictures, one cycle: linear warm-up, then polynomial decay
+# 160k steps of 16 images, one cycle: linear warm-up, then polynomial decay
 # the head starts from nothing and learns ten times as fast
 optim_wrapper = dict(
     type="OptimWrapper",

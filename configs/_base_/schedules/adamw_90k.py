@@ -1,4 +1,4 @@
-# "1x": 90k steps of 16 pictures, 12 epochs of COCO, with steps down after 8/12 and 11/12 of them
+# "1x": 90k steps of 16 images, 12 epochs of COCO, with steps down after 8/12 and 11/12 of them
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),

@@ -145,7 +145,7 @@ def test_trained_backbone_is_a_plain_timm_model():
     ("kwargs", "message"),
     [
         (dict(model_name="vit_of_mine"), "has no model 'vit_of_mine'"),
-        (dict(model_name="beit_base_patch16_224"), "pictures of any size"),  # relative positions of one size only
+        (dict(model_name="beit_base_patch16_224"), "images of any size"),  # relative positions of one size only
         (dict(model_name="resnet18", model_kwargs={}, img_size=None), "'resnet18'"),
         (dict(out_indices=(4,)), r"out_indices=\(4,\) must be ascending and distinct blocks out of 4"),
         (dict(out_indices=(2, 1)), "out_indices"),

@@ -40,11 +40,11 @@ def test_joining_undoes_splitting(grid: tuple[int, int], size: int, prefix: int)
     torch.testing.assert_close(windows.join(split), tokens)
 
 
-def test_windows_are_pieces_of_the_picture_in_reading_order() -> None:
-    picture = torch.arange(2 * 3 * 5).view(2, 3, 5)
-    split = Windows((3, 5), 2).split(picture.view(2, 15, 1)).view(2, 2, 3, 2, 2)
-    padded = torch.zeros(2, 4, 6, dtype=picture.dtype)
-    padded[:, :3, :5] = picture
+def test_windows_are_pieces_of_the_image_in_reading_order() -> None:
+    image = torch.arange(2 * 3 * 5).view(2, 3, 5)
+    split = Windows((3, 5), 2).split(image.view(2, 15, 1)).view(2, 2, 3, 2, 2)
+    padded = torch.zeros(2, 4, 6, dtype=image.dtype)
+    padded[:, :3, :5] = image
     for i in range(2):
         for j in range(3):
             assert torch.equal(split[:, i, j], padded[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2])
@@ -99,7 +99,7 @@ def test_windows_that_hold_everything_change_nothing(model_name: str, kwargs: di
 
 
 @pytest.mark.parametrize(("model_name", "kwargs", "patch"), FAMILIES)
-def test_each_picture_of_a_batch_is_by_itself_and_trains_alike(model_name: str, kwargs: dict, patch: int) -> None:
+def test_each_image_of_a_batch_is_by_itself_and_trains_alike(model_name: str, kwargs: dict, patch: int) -> None:
     backbone = make(model_name, kwargs, patch, window_size=2, global_blocks=(1,), apla=dict(r=4))
     x = torch.randn(3, 3, 5 * patch, 3 * patch)
     together = backbone(x)[0]

@@ -1,0 +1,107 @@
+"""What this package uses of mmengine's and torch's privates, and adds to them.
+
+Checked with mmengine 0.10.7, onedl-mmengine 0.10.12 and torch 2.13.0.
+
+Nothing of theirs is replaced: no function, no default, no loader, no file backend. What is added, under names of its
+own, by :mod:`apla_mm.registration`: entries in mmengine's registries; the file backend ``apla_mm.atomic``, used where
+AtomicCheckpointHook asks for it; a loader of checkpoints whose names end in ``.safetensors``, which mmengine cannot
+read; and, beside the original mmengine, whose own checkpoints torch would refuse, the types that these hold, to torch's
+list of what ``weights_only=True`` may read.
+
+What is reached into, and why:
+
+- ``Runner._resume``, ``Runner._load_from``: what a run begins with, before it does. There is no public name.
+- ``Runner._randomness_cfg``: whether ranks draw different seeds, which decides about a rank's random numbers.
+- ``OptimWrapper._accumulative_counts``: between steps of the optimizer nothing may be saved or stopped.
+- ``EMAHook._swap_ema_parameters``: a run that is stopped in a validation has the EMA in its model's place.
+- ``CheckpointHook._save_checkpoint_with_step``, ``_save_best_checkpoint``: overridden by AtomicCheckpointHook, which
+  removes after it saves; called by StopSignalHook, to save as the config's hook would.
+- ``Visualizer._vis_backends``: a back end is added to a visualizer that is there already.
+- ``mmengine._strategy``: FlexibleRunner's strategies have no public module.
+- ``torch.utils.data._utils.signal_handling._error_if_any_worker_fails``: the only way to ask for a worker's death.
+- ``DataLoader._iterator``: mmengine's loop starts an iterator, and its workers, that are not used.
+- the frame of mmengine's ``load_state_dict``: see :func:`model_being_loaded`.
+- ``nn.Module._parameters``, ``_buffers``, ``_modules``, ``_non_persistent_buffers_set``, ``_load_from_state_dict`` and
+  ``_save_to_state_dict``: what torch's own modules override and read, throughout ``method`` and ``delta``.
+
+``measure`` also counts by what torch's profilers use (``_cdata`` of storages, ``torch.utils._python_dispatch``).
+"""
+
+import sys
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+
+def resumes(runner: Any) -> bool:
+    """Whether a runner will go on from a checkpoint, or has."""
+    return bool(getattr(runner, "_resume", False))
+
+
+def load_path(runner: Any) -> str | None:
+    """Where a runner loads weights from, or the checkpoint that it resumes; None if it looks for the latest."""
+    path = getattr(runner, "_load_from", None)
+    return None if path is None else str(path)
+
+
+def ranks_differ(runner: Any) -> bool:
+    """Whether each rank draws other random numbers."""
+    return bool(runner._randomness_cfg.get("diff_rank_seed", False))
+
+
+def accumulated_iterations(runner: Any) -> int:
+    """How many iterations' gradients make one step of the optimizer."""
+    return getattr(runner.optim_wrapper, "_accumulative_counts", 1)
+
+
+def swap_ema(hook: Any) -> None:
+    """Exchange a model's parameters with those of an EMAHook."""
+    hook._swap_ema_parameters()
+
+
+def save_at(hook: Any, runner: Any, step: int, meta: dict[str, Any]) -> None:
+    """Have a CheckpointHook save as it does at its own intervals."""
+    hook._save_checkpoint_with_step(runner, step, meta=meta)
+
+
+def add_backend(visualizer: Any, name: str, backend: Any) -> None:
+    """Give a visualizer another back end."""
+    visualizer._vis_backends[name] = backend
+
+
+def raise_if_worker_died() -> None:
+    """Raise torch's error if a data loader's worker has died, which torch raises once."""
+    from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails
+
+    _error_if_any_worker_fails()
+
+
+def drop_iterator(loop: Any) -> None:
+    """Forget the iterator that mmengine's loop has made of its data loader; its workers end."""
+    del loop.dataloader_iterator
+    loop.dataloader._iterator = None
+
+
+def model_being_loaded(frame: FrameType | None) -> nn.Module | None:
+    """The model that mmengine's ``load_state_dict`` is about to write to.
+
+    It loads what fits and leaves the rest, and calls nothing that knows the model before it writes. So whoever must
+    know looks at the local variable of the function that asks for the state dict's metadata.
+
+    Args:
+        frame: Of the caller of ``metadata.get``.
+
+    Returns:
+        The model; None if another function than mmengine's asks.
+
+    Raises:
+        RuntimeError: mmengine's function has changed.
+    """
+    module = sys.modules.get("mmengine.runner.checkpoint")
+    if frame is None or module is None or frame.f_globals is not vars(module):
+        return None
+    model = frame.f_locals.get("module")
+    if not isinstance(model, nn.Module):
+        raise RuntimeError("this mmengine loads state dicts in another way than apla_mm knows: a delta is not loaded")
+    return model

@@ -1,0 +1,61 @@
+"""Names and tables as text."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+_LONGEST_NAME = 100
+
+
+def printable(text: Any) -> str:
+    """Text out of a file, or an error that quotes one, without what a terminal would obey."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(text))
+
+
+def first_few(items: Iterable[Any], most: int = 8, separator: str = ", ") -> str:
+    """The first items, and how many more there are."""
+    items = list(items)
+    shown = separator.join(map(str, items[:most]))
+    return shown + (f"{' ' if separator == ', ' else separator}and {len(items) - most:,} more" * (len(items) > most))
+
+
+def quoted(names: Iterable[Any], most: int = 8) -> str:
+    """The first names in their order, each in quotes and cut to a readable length, and how many more there are."""
+    shown = (printable(name) for name in names)
+    return first_few((f"'{n}'" if len(n) <= _LONGEST_NAME else f"'{n[:_LONGEST_NAME]}...'" for n in shown), most)
+
+
+def listed(names: Collection[Any], most: int = 8) -> str:
+    """As :func:`quoted`, sorted: for sets, and for errors that must not depend on an order."""
+    return quoted(sorted(names, key=str), most)
+
+
+def format_bytes(size: float) -> str:
+    """A size in bytes with a unit: KiB, MiB or GiB."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size / 2**10:.1f} KiB"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, markdown: bool = False) -> str:
+    """A table with aligned columns.
+
+    Args:
+        head: Titles of the columns.
+        rows: Cells, as many in each row.
+        left: How many columns, the first, are aligned to the left; the others are to the right.
+        markdown: With bars and a rule.
+
+    Returns:
+        Lines of text.
+    """
+    cells = [list(head), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line(row: Sequence[str]) -> list[str]:
+        return [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+
+    if not markdown:
+        return "\n".join("  ".join(line(row)).rstrip() for row in cells)
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [line(cells[0]), rule, *map(line, cells[1:])])
