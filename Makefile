@@ -3,10 +3,7 @@ export PYTHON
 VENV_PYTHON := .venv/bin/python
 UPSTREAM_PYTHON := .venv-upstream/bin/python
 
-# beside the environment, not in it: see the file
-PEFT := .venv/peft
-
-.PHONY: help setup demo lint format test test-upstream bench clean
+.PHONY: help setup demo lint format test test-fast test-upstream bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -28,23 +25,19 @@ format: setup  ## Sort imports, fix what ruff can fix, and format
 	$(VENV_PYTHON) -m ruff format
 
 # Two workers with one thread each: torch's own threads would compete for the same cores.
-test: lint $(PEFT)/installed  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
+test: lint  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
-	PYTHONPATH=$(PEFT) $(VENV_PYTHON) -c 'import apla_mm, peft'
-	PYTHONPATH=$(PEFT) $(VENV_PYTHON) -m pytest -q tests/measure/test_tuning_methods.py -k LoRA
+
+test-fast: setup  ## Run the tests that take no longer than a second or two, without linting: for working
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 -q -m 'not slow' $(PYTEST_ARGS)
 
 test-upstream:  ## Run the tests beside the original OpenMMLab packages, in .venv-upstream
 	@tools/setup_env.sh upstream
 	OMP_NUM_THREADS=1 $(UPSTREAM_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 
-bench: setup $(PEFT)/installed  ## Measure a training step of ViT-B by every method (BENCH_ARGS="--device cuda" adds options)
-	PYTHONPATH=$(PEFT) $(VENV_PYTHON) tools/analysis_tools/benchmark.py vit_base_patch16_224 \
+bench: setup  ## Measure a training step of ViT-B by every method (BENCH_ARGS="--device cuda" adds options)
+	$(VENV_PYTHON) tools/analysis_tools/benchmark.py vit_base_patch16_224 \
 		--json work_dirs/benchmark.json $(BENCH_ARGS)
-
-$(PEFT)/installed: requirements/peft.txt | setup
-	rm -rf $(PEFT)
-	$(VENV_PYTHON) -m pip install -q --disable-pip-version-check --no-deps --target $(PEFT) -r $<
-	touch $@
 
 clean:  ## Remove the environments, builds and caches; data and training runs stay
 	rm -rf .venv .venv-upstream build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

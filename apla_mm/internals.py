@@ -5,8 +5,8 @@ Checked with mmengine 0.10.7, onedl-mmengine 0.10.12 and torch 2.13.0.
 Nothing of theirs is replaced: no function, no default, no loader, no file backend. What is added, under names of its
 own, by :mod:`apla_mm.registration`: entries in mmengine's registries; the file backend ``apla_mm.atomic``, used where
 AtomicCheckpointHook asks for it; a loader of checkpoints whose names end in ``.safetensors``, which mmengine cannot
-read; and, beside the original mmengine, whose own checkpoints torch would refuse, the types that these hold, to torch's
-list of what ``weights_only=True`` may read.
+read; and the types that mmengine's own checkpoints hold, which torch would refuse and mmengine does not allow, or not
+all of them, to torch's list of what ``weights_only=True`` may read.
 
 What is reached into, and why:
 
@@ -28,10 +28,11 @@ What is reached into, and why:
 """
 
 import sys
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def resumes(runner: Any) -> bool:
@@ -83,17 +84,17 @@ def drop_iterator(loop: Any) -> None:
     loop.dataloader._iterator = None
 
 
-def model_being_loaded(frame: FrameType | None) -> nn.Module | None:
-    """The model that mmengine's ``load_state_dict`` is about to write to.
+def model_being_loaded(frame: FrameType | None) -> tuple[nn.Module, Mapping[str, Tensor]] | None:
+    """The model that mmengine's ``load_state_dict`` is about to write to, and the state dict, as it was renamed.
 
     It loads what fits and leaves the rest, and calls nothing that knows the model before it writes. So whoever must
-    know looks at the local variable of the function that asks for the state dict's metadata.
+    know looks at the local variables of the function that asks for the state dict's metadata.
 
     Args:
         frame: Of the caller of ``metadata.get``.
 
     Returns:
-        The model; None if another function than mmengine's asks.
+        The model and the state dict; None if another function than mmengine's asks.
 
     Raises:
         RuntimeError: mmengine's function has changed.
@@ -101,7 +102,7 @@ def model_being_loaded(frame: FrameType | None) -> nn.Module | None:
     module = sys.modules.get("mmengine.runner.checkpoint")
     if frame is None or module is None or frame.f_globals is not vars(module):
         return None
-    model = frame.f_locals.get("module")
-    if not isinstance(model, nn.Module):
+    model, state = frame.f_locals.get("module"), frame.f_locals.get("local_state_dict")
+    if not isinstance(model, nn.Module) or not isinstance(state, Mapping):
         raise RuntimeError("this mmengine loads state dicts in another way than apla_mm knows: a delta is not loaded")
-    return model
+    return model, state

@@ -12,9 +12,10 @@ from mmengine.registry import (
 from timm.layers import LayerNorm2d
 
 from .data.data_check_hook import DataCheckHook
+from .loading import checkpoint_reader  # noqa: F401  a loader, under a name of its own
 from .models import APLAViT, SimpleFeaturePyramid
 from .options.launching import CPUDistributedDataParallel
-from .runs import checkpoint_reader, file_backend  # noqa: F401  a loader and a backend, under names of their own
+from .runs import file_backend  # noqa: F401  a backend, under a name of its own
 from .runs.atomic_checkpoint_hook import AtomicCheckpointHook
 from .runs.finite_loss_hook import FiniteLossHook
 from .runs.resume_check_hook import ResumeCheckHook

@@ -1,6 +1,6 @@
 """Names and tables as text."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _LONGEST_NAME = 100
@@ -19,14 +19,14 @@ def first_few(items: Iterable[Any], most: int = 8, separator: str = ", ") -> str
 
 
 def quoted(names: Iterable[Any], most: int = 8) -> str:
-    """The first names in their order, each in quotes and cut to a readable length, and how many more there are."""
-    shown = (printable(name) for name in names)
-    return first_few((f"'{n}'" if len(n) <= _LONGEST_NAME else f"'{n[:_LONGEST_NAME]}...'" for n in shown), most)
+    """The first names in their order, each in quotes, and how many more there are."""
+    return first_few((f"'{printable(name)}'" for name in names), most)
 
 
-def listed(names: Collection[Any], most: int = 8) -> str:
-    """As :func:`quoted`, sorted: for sets, and for errors that must not depend on an order."""
-    return quoted(sorted(names, key=str), most)
+def listed(names: Iterable[Any], most: int = 8) -> str:
+    """As :func:`quoted`, sorted, and cut to a readable length: for names that a file of strangers may hold."""
+    cut = (name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..." for name in map(printable, names))
+    return quoted(sorted(cut), most)
 
 
 def format_bytes(size: float) -> str:

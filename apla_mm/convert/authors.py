@@ -7,7 +7,7 @@ those that train first: ``proj_weight1`` (r, in) and ``proj_bias1`` (r,) are the
 The permutation is drawn when the model is built, and loading does not always restore it: the forward pass reads views
 of the tensor that was drawn, and what is saved and loaded is a buffer, which, once the model was moved to a GPU, is
 another tensor. So a run that is resumed there computes with a new permutation, and saves the old one. Without the
-right one the channels cannot be put into their places, and nothing else in a state dict tells it.
+right one the channels cannot be put into their places, and nothing else in a state dict shows it.
 """
 
 import re
@@ -45,7 +45,7 @@ def plain_state(
         projection, int64 (r,), ascending.
 
     Raises:
-        ValueError: There are no such projections, or one does not fit together; says which and why.
+        ValueError: There are no such projections, or one does not fit together; names which and why.
     """
     if not is_authors(state):
         raise ValueError(f"there is no 'proj_weight1' in it, but {listed(state.keys(), 3)}: this checkpoint is plain")
@@ -82,7 +82,7 @@ def check_not_resumed(weights: Weights, base: Mapping[str, Tensor], base_prefix:
         base_prefix: What the checkpoint's names have before the base's.
 
     Returns:
-        Whether that is known: not if the checkpoint does not tell what its run started from.
+        Whether that is known: not if the checkpoint does not hold what its run started from.
 
     Raises:
         ValueError: It started from something else.

@@ -40,7 +40,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Tensor], meta: Mapping[str,
     Args:
         path: ``*.pth`` or ``*.safetensors``.
         state: The state dict.
-        meta: What is said of it.
+        meta: The checkpoint's ``meta``.
 
     Raises:
         ValueError: Another suffix.

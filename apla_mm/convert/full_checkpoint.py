@@ -12,8 +12,8 @@ from torch import Tensor
 from ..delta import Delta, DeltaError, extract_delta_from_states
 from ..delta.base_file import BASE_FILE, base_name, merged_state
 from ..delta.weights_file import Weights
+from ..loading.delta_meta import APLA_KEY, chosen_in, extra_of, meta_of, scores_of, with_versions
 from ..method.selection import ChannelLists, load_channels
-from ..runs.delta_meta import chosen_in, extra_of, meta_of, scores_of, with_versions
 from ..text import listed
 
 
@@ -94,6 +94,9 @@ def merged_checkpoint(
         meta["cfg"] = delta.header.config
     if delta.header.iteration is not None:
         meta.setdefault("iter", delta.header.iteration)
+    asked = {"r": delta.header.r, "seed": delta.header.seed, **delta.header.selection}
+    if asked := {key: value for key, value in asked.items() if value is not None}:
+        meta[APLA_KEY] = asked
     return state, meta
 
 

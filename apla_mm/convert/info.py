@@ -11,7 +11,8 @@ from ..delta import Delta, DeltaError, base_digests, fingerprint, load_delta
 from ..delta.base_file import BASE_FILE, find_base, is_base_name
 from ..delta.delta import nonfinite
 from ..delta.weights_file import Kind, Weights, kind_of, read_weights
-from ..runs.delta_meta import chosen_in, meta_of
+from ..loading.checkpoint_reader import mmengines_types
+from ..loading.delta_meta import chosen_in, meta_of
 from ..text import first_few, format_bytes, printable
 from .authors import is_authors, plain_state
 from .config_text import summary
@@ -44,7 +45,7 @@ def describe(path: Path) -> str:
         lines = [*_of_delta(delta, path), *_about(header.config, header.iteration, header.metrics, meta_of(header))]
         lines.append(("versions", ", ".join(f"{name} {version}" for name, version in sorted(header.versions.items()))))
     else:
-        weights = read_weights(path)
+        weights = read_weights(path, known=mmengines_types())
         what, tensors = _kind(kind, weights), weights.state
         lines = [*_of_state(weights, kind), *_of_rest(weights)]
     lines.append(("NOT FINITE", first_few(nonfinite(tensors), 3)))
@@ -114,7 +115,7 @@ def _base(name: Any, path: Path) -> str:
 
 
 def _identity(name: Any) -> str:
-    """What a base file is named by: the beginning of the fingerprint that is told of the file itself."""
+    """What a base file is named by: the beginning of the fingerprint that is shown for the file itself."""
     return f"fingerprint {name[5:21]}..., file " if isinstance(name, str) and is_base_name(name) else ""
 
 
@@ -142,7 +143,8 @@ def _parts(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _flat(chosen: Mapping[str, Any]) -> _Lines:
-    return [(key, value) for key, value in {**chosen, **chosen["selection"]}.items() if value and key != "selection"]
+    every = {**chosen, **chosen["selection"]}.items()
+    return [(key, value) for key, value in every if key != "selection" and value not in (None, [], {})]
 
 
 def _printable(text: str) -> str:

@@ -2,8 +2,10 @@
 
 import datetime
 import hashlib
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +13,9 @@ from ..delta import load_delta
 from ..delta.atomic_file import write_atomic
 from ..delta.delta import check_finite
 from ..delta.weights_file import Kind, kind_of, read_weights
-from ..runs.delta_meta import BASE_KEY
+from ..loading.checkpoint_reader import mmengines_types
+from ..loading.delta_meta import BASE_KEY
+from ..text import listed
 from .authors import is_authors
 from .files import check_output, checkpoint_bytes
 
@@ -49,7 +53,7 @@ def publish(
         raise ValueError(f"'{path}' is a base file, which deltas name: publish it under the name that it has")
     data: bytes | memoryview
     if kind is Kind.PICKLE:
-        weights = read_weights(path)
+        weights = read_weights(path, known=mmengines_types())
         if is_authors(weights.state):
             raise ValueError(
                 f"'{path}' is of the APLA authors' code, and no plain model loads it: convert it first by "
@@ -58,6 +62,8 @@ def publish(
         _check_finite(path, weights.state, allow_nonfinite)
         suffix = ".pth"
         meta = {key: value for key, value in weights.meta.items() if key not in _OF_RESUMING}
+        if unknown := [key for key, value in meta.items() if not _can_be_written(value)]:
+            raise ValueError(f"'{path}' holds objects of unknown types in its meta: see {listed(unknown)}")
         data = checkpoint_bytes(suffix, weights.state, meta)
     else:
         if kind is Kind.DELTA:
@@ -72,6 +78,14 @@ def publish(
     check_output(final, force)
     write_atomic(data, final)
     return final
+
+
+def _can_be_written(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except pickle.PicklingError:  # of what was read without its type
+        return False
+    return True
 
 
 def _check_finite(path: Path, state: Mapping[str, Tensor], allow_nonfinite: bool) -> None:

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
-from ..runs.processes import in_every_process
+from ..processes import in_every_process
 from .coco_check import check_annotations, check_images, is_coco
 from .folders import dataset_class, datasets_of, evaluators_of
 from .heads import heads_of
@@ -28,7 +28,7 @@ class DataCheckHook(Hook):
     format an annotation that refers to nothing, a box outside its image, a mask that is none, classes that are not
     the file's categories in the file's order; a head with another number of classes than the data set. With several
     processes each reads its share of the images, and the first one the annotation files. Training images that
-    cannot be read are only told where ResumableTrainLoop is set to skip them.
+    cannot be read are only logged where ResumableTrainLoop is set to skip them.
 
     Args:
         time_limit: Seconds for reading each data set's images; what is not reached is not read, and the log says so.

@@ -10,7 +10,7 @@ _OTHER_TYPES = {"RPNHead", "STDCHead"}  # object or not, edge or not
 
 
 def is_in_head(path: str) -> bool:
-    """Whether a dotted path, of a config or a module, leads into a head that tells the data set's classes apart."""
+    """Whether a dotted path, of a config or a module, leads into a head that predicts the data set's classes."""
     steps = path.split(".")
     return any(step.endswith("_head") for step in steps) and not _OTHER_PARTS & set(steps)
 

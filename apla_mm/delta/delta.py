@@ -26,7 +26,7 @@ class Delta:
         channels: Projection -> int64 (r,), its output channels that trained, ascending.
         rows: ``<projection>.weight`` -> (r, in), ``<projection>.bias`` -> (r,): these rows, trained.
         tensors: Name -> everything else that trained or moved, whole.
-        header: What the delta says of itself.
+        header: What the file records beside its tensors.
         source: The file it comes from, for messages.
     """
 

@@ -1,4 +1,4 @@
-"""What a delta says of itself."""
+"""What a delta's file records beside its tensors."""
 
 import sys
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Header:
-    """What a delta says of itself. Everything in it can be written as JSON, with at most 64 levels.
+    """What a delta's file records beside its tensors. Everything in it can be written as JSON, with at most 64 levels.
 
     Attributes:
         version: Of the format.
-        base: SHA-256 of each of the base's tensors that did not train, by name; see :func:`~.base.base_digests`.
+        base: SHA-256 of each of the base's tensors that did not train, by name; see :func:`~.digests.base_digests`.
         r: As given to ``adapt``.
         seed: As given to ``adapt``.
         selection: Whatever else chose what trains: blocks, lists of channels, patterns.
@@ -50,7 +50,7 @@ class Header:
 
     @property
     def fingerprint(self) -> str:
-        """The base's; see :func:`~.base.fingerprint`."""
+        """The base's; see :func:`~.digests.fingerprint`."""
         return fingerprint(self.base)
 
     def check(self) -> None:

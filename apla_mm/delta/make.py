@@ -32,8 +32,8 @@ def extract_delta(
 
     Args:
         model: An adapted model, not its DDP wrapper: names are those of its state dict.
-        state: A state dict of the same names to take the values from, such as that of a mean of this model's
-            weights; the model's own otherwise.
+        state: A state dict of the same names to take the values from, such as that of this model's EMA; the model's own
+            otherwise.
         digests: Of what did not train, if known, such as the ``header.base`` of an earlier delta of this training;
             they are computed otherwise.
         **about: Further fields of :class:`Header`: r, seed, selection, config, metrics, iteration, extra.

@@ -7,10 +7,12 @@ read, and what is unknown is kept as data that does nothing.
 
 import argparse
 import datetime
+import pickle
 import re
+import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,6 +28,7 @@ _BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module")
 _NO_DICT = re.compile(r"Can only SETITEMS? for dict, .* but got <class '[^']*\.(Inert_\w+)'>", re.DOTALL)
 _NO_LIST = re.compile(r"Can only (?:append to|extend) lists, but got <class '[^']*\.(Inert_\w+)'>")
 _MOST = 200  #: unknown types; each is found by reading the file again
+_alone = threading.RLock()  # what torch may make is one set for all threads
 
 
 class Inert:
@@ -69,13 +72,29 @@ class _AsList:
         return list(*(a for a in arguments[:1] if isinstance(a, list | tuple)))
 
 
+class _AsDatetime(Inert):
+    """Makes a datetime, unless its time zone is of an unknown type."""
+
+    type_name = "datetime.datetime"
+
+    def __new__(cls, *arguments: Any) -> Any:
+        try:
+            return datetime.datetime(*arguments)
+        except (TypeError, ValueError):
+            return super().__new__(cls, *arguments)
+
+
+class _Attribute(Inert):
+    type_name = "builtins.getattr"
+
+
 _READ_AS: dict[str, Any] = {
     "argparse.Namespace": argparse.Namespace,
     "collections.defaultdict": _AsDict,
     "collections.deque": _AsList,
     "mmengine.config.config.ConfigDict": _AsDict,
     "datetime.date": datetime.date,
-    "datetime.datetime": datetime.datetime,
+    "datetime.datetime": _AsDatetime,
     "datetime.timedelta": datetime.timedelta,
     "datetime.timezone": datetime.timezone,
     "pathlib.PosixPath": PurePosixPath,
@@ -102,6 +121,8 @@ def read_pickle(path: str | Path, map_location: Any = "cpu", known: Sequence[Any
         ValueError: It is no such file, or damaged.
     """
     read_as = dict(_READ_AS)
+    if not any(isinstance(one, tuple) and one[1] == "builtins.getattr" for one in known):
+        read_as["builtins.getattr"] = _getattr_among(read_as)
     load = partial(torch.load, path, map_location=map_location, weights_only=True)
     for attempt in range(_MOST):
         allowed = [*((one, name) for name, one in read_as.items()), *known]
@@ -118,14 +139,30 @@ def read_pickle(path: str | Path, map_location: Any = "cpu", known: Sequence[Any
 
 @contextmanager
 def _allowed(types: list[Any]) -> Iterator[None]:
-    """Torch's ``safe_globals``, but for leaving those that were there before."""
-    before = torch.serialization.get_safe_globals()
-    try:
-        torch.serialization.add_safe_globals(types)
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+    """Torch's ``safe_globals``, but for these alone; those of others are back behind the block."""
+    with _alone:
+        before = torch.serialization.get_safe_globals()
+        try:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(types)
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
+
+
+def _getattr_among(read_as: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    """Replaces ``getattr``, by which pickles name classes inside of others: these are unknown types as well."""
+
+    def attribute(owner: Any, name: Any) -> Any:
+        if not isinstance(owner, type):
+            return _Attribute(owner, name)
+        full = f"{getattr(owner, 'type_name', owner.__name__)}.{name}"
+        if full not in read_as:
+            raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {full} was not an allowed global by default")
+        return read_as[full]
+
+    return attribute
 
 
 def _learn(read_as: dict[str, Any], complaint: str) -> bool:

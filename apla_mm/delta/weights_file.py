@@ -1,5 +1,6 @@
 """Files of weights: which kind a file is of, and its state dict. Every reader of this package asks here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..text import listed, printable
 from .base_file import is_base_name, load_base
 from .file import KEY
-from .pickles import read_pickle
+from .pickles import Inert, read_pickle
 
 _STATES = ("state_dict", "model", "module")
 
@@ -41,7 +42,7 @@ class Weights:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What mmengine says of a checkpoint; empty in others."""
+        """The ``meta`` of mmengine's checkpoints; empty in others."""
         meta = self.rest.get("meta")
         return meta if isinstance(meta, dict) else {}
 
@@ -74,11 +75,12 @@ def kind_of(path: str | Path) -> Kind:
     return Kind.BASE if is_base_name(path.name) else Kind.SAFETENSORS
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, known: Sequence[Any] = ()) -> Weights:
     """Read the state dict in a checkpoint, a base file or another safetensors file.
 
     Args:
         path: The file. Nothing in a pickle is run; see :mod:`~.pickles`.
+        known: Further types that a pickle may hold, as of :func:`~.pickles.read_pickle`.
 
     Returns:
         Its state dict and what lies beside it, on the CPU.
@@ -101,7 +103,7 @@ def read_weights(path: str | Path) -> Weights:
             return Weights(safetensors.torch.load_file(path))
         except Exception as error:  # of dtypes that torch has not
             raise ValueError(f"'{path}' cannot be read: {printable(error)}") from error
-    return weights_in(read_pickle(path), path)
+    return weights_in(read_pickle(path, known=known), path)
 
 
 def weights_in(checkpoint: Any, path: Path) -> Weights:
@@ -111,7 +113,7 @@ def weights_in(checkpoint: Any, path: Path) -> Weights:
         ValueError: It has none.
     """
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not a checkpoint")
+        raise ValueError(f"'{path}' holds a {_type_name(checkpoint)}, not a checkpoint")
     key = next((key for key in _STATES if isinstance(checkpoint.get(key), dict)), None)
     state = checkpoint if key is None else checkpoint[key]
     rest = {} if key is None else {name: value for name, value in checkpoint.items() if name != key}
@@ -125,9 +127,9 @@ def weights_in(checkpoint: Any, path: Path) -> Weights:
 def _fault(name: Any, value: Any) -> str:
     """Why an entry is none of a plain state dict."""
     if not isinstance(name, str):
-        return f"its key is of type {type(name).__name__}"
+        return f"its key is of type {_type_name(name)}"
     if not isinstance(value, Tensor):
-        return f"of type {type(value).__name__}, no tensor"
+        return f"of type {_type_name(value)}, no tensor"
     if value.is_meta:
         return "without values"
     if value.layout != torch.strided or value.is_quantized:
@@ -135,3 +137,7 @@ def _fault(name: Any, value: Any) -> str:
     if value.is_complex() and value.dtype != torch.complex64:
         return f"{value.dtype}, which safetensors files cannot hold"
     return ""
+
+
+def _type_name(value: Any) -> str:
+    return printable(value.type_name if isinstance(value, Inert) else type(value).__name__)

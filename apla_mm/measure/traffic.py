@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class CountedBuckets:
-    """Counts what DDP gives to the all-reduce of gradients, which it leaves as it is.
+    """Counts what DDP gives to the all-reduce of gradients, and changes nothing of it.
 
     Args:
         wrapped: A model in DDP, before its first backward pass and without another communication hook.

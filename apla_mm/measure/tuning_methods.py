@@ -54,7 +54,7 @@ def train_biases(backbone: nn.Module) -> None:
 
 
 def train_projections(backbone: nn.Module) -> None:
-    """W_O alone trains, by ``requires_grad`` on the modules as they are: APLA's authors' way in segmentors."""
+    """W_O alone trains, by ``requires_grad``, and no module is replaced: APLA's authors' way in segmentors."""
     backbone.requires_grad_(False)
     for projection in find_projections(backbone):
         projection.linear.requires_grad_(True)

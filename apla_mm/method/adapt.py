@@ -47,7 +47,7 @@ class Report:
     projections: tuple[AdaptedProjection, ...]
     trained: int
     total: int
-    replaced: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = field(default=(), compare=False)
 
     def save_channels(self, path: str | Path) -> None:
         """Write the channels as JSON, to be read again as ``adapt(model, channels=path)``."""
@@ -102,6 +102,8 @@ def adapt(
         raise ValueError(f"the model is wrapped in {type(model).__name__} already: adapt it first, then wrap it")
     attentions = find_projections(model)
     arguments = dict(r=r, seed=seed, channels=channels, blocks=blocks, trainable=list(trainable), recompute=recompute)
+    if blocks == "none" and (r is not None or channels is not None):
+        raise ValueError("blocks='none' adapts no projection, and nothing reads r or channels: leave them out")
     projections = _choose_blocks(attentions, blocks)
     plan = _choose_channels(projections, r, seed, channels)
     adapted_before = [name for name, module in model.named_modules() if isinstance(module, PartialLinear)]
@@ -143,7 +145,7 @@ def merge(model: nn.Module) -> nn.Module:
     """Turn an adapted model into the plain one again, in place, with what was trained in its weights.
 
     Args:
-        model: An adapted model. A plain one stays as it is.
+        model: An adapted model. A plain one is left unchanged.
 
     Returns:
         The model.

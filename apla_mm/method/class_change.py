@@ -42,15 +42,15 @@ def change(module: nn.Module, how: type[_T]) -> _T:
 
 
 def change_back(module: nn.Module) -> None:
-    """Have a module be what it was. One that was not changed stays as it is."""
+    """Have a module be what it was. One that was not changed is left alone."""
     if isinstance(module, Changed):
         module._before_change_back()
-        module.__class__ = _MADE_OF[type(module)][1]
+        module.__class__ = _MADE_OF[type(module)][1]  # type: ignore[assignment]
 
 
 def _derived(how: type[Changed], plain: type[nn.Module]) -> type[Changed]:
     if (how, plain) not in _DERIVED:
-        # the name stays: OpenMMLab tells kinds of modules apart by it
+        # the name stays: OpenMMLab goes by it
         named = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
         derived: Any = how if plain in how.__bases__ else type(plain.__name__, (how, plain), named)
         _DERIVED[how, plain], _MADE_OF[derived] = derived, (how, plain)

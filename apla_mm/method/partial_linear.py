@@ -1,4 +1,18 @@
-"""The linear layer of which ``r`` output channels train."""
+"""The linear layer of which ``r`` output channels train.
+
+The weight W (out, in) stays whole and in its place, frozen; the chosen rows C are parameters of their own beside it::
+
+       trained.weight (r, in)         weight W (out, in)
+                                    +---------------------+
+                                    |                     |   forward     y = x W^T + b           one product
+           row 3    <--- sync --->  |####### row 3 #######|
+                                    |                     |   backward    dx = dy W               through all rows
+                                    |                     |               dW[C] = dy[:, C]^T x    the chosen rows
+           row 17   <--- sync --->  |####### row 17 ######|               db[C] = sum dy[:, C]    alone, (r, in)
+             ^                      |                     |
+             |                      +---------------------+
+         optimizer: r rows of gradients and moments, none for W
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -62,8 +76,8 @@ class TrainedChannels(nn.Module):
     They are called ``weight`` and ``bias``, so that optimizer rules that go by name (no decay on biases, say) hold.
     A state dict knows nothing of this module.
 
-    The rows exist twice, here and in the full tensors, and either can be written by others: an optimizer or a mean of
-    parameters writes here; a loader, ``init_weights`` or a mean of state dicts writes there, often through ``.data``
+    The rows exist twice, here and in the full tensors, and either can be written by others: an optimizer or an EMA of
+    parameters writes here; a loader, ``init_weights`` or an EMA of state dicts writes there, often through ``.data``
     where no version counter sees it. One rule brings both together: the rows here count if they moved since the last
     time, else those in the full tensor. ``last_weight`` and ``last_bias`` are buffers, so that whoever swaps all
     parameters and buffers of two models swaps this state as a whole.

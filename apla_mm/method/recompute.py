@@ -56,7 +56,7 @@ class _RecomputedButAttention(_Recomputed):
 
 
 class _RememberedNorm(Changed):
-    """Tells of its output what it was made from."""
+    """Records with its output what it was computed from."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)

@@ -4,7 +4,9 @@ import sys
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+#: torch's own, by name: importing the last one takes long
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def unwrapped(model: Any) -> Any:
@@ -21,8 +23,6 @@ def unwrapped(model: Any) -> Any:
 def is_wrapper(model: Any) -> bool:
     """Whether a model is another one's wrapper for several processes or devices."""
     mmengine = sys.modules.get("mmengine.model")  # where it was not imported, none of its wrappers is there
-    return (
-        isinstance(model, DataParallel | DistributedDataParallel)
-        or any(cls.__name__ == "FullyShardedDataParallel" for cls in type(model).__mro__)
-        or (mmengine is not None and mmengine.is_model_wrapper(model))
+    return any(cls.__name__ in _WRAPPERS for cls in type(model).__mro__) or (
+        mmengine is not None and mmengine.is_model_wrapper(model)
     )

@@ -81,7 +81,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self.backend_args = {**(self.backend_args or {}), "backend": ATOMIC}
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Tell the companion, once the hooks before, such as EMAHook, have changed the checkpoint."""
+        """Call the companion, once the hooks before, such as EMAHook, have changed the checkpoint."""
         if self.companion is not None:
             self.companion.saving(checkpoint, self._path)
 

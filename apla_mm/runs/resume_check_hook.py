@@ -14,8 +14,8 @@ from mmengine.runner import Runner
 from ..internals import resumes
 from ..method.channels import channels_of
 from ..method.wrappers import unwrapped
+from ..processes import in_every_process
 from ..text import first_few
-from .processes import in_every_process
 
 #: what decides about the weights that training gives ...
 _COMPARED = (

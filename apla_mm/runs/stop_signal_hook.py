@@ -21,7 +21,7 @@ from .loader_workers import shield_workers
 
 
 class StopSignalHook(Hook):
-    """Saves a checkpoint when training is told to stop, and leaves.
+    """Saves a checkpoint when a signal asks training to stop, and leaves.
 
     After the first of the signals in any process, all of them finish the same iteration (of training, with those whose
     gradients are accumulated, or of the validation in between), save as the config's CheckpointHook does, and leave
@@ -63,10 +63,10 @@ class StopSignalHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Leave if a process was told to.
+        """Leave if a process got a signal.
 
         Raises:
-            SystemExit: It was.
+            SystemExit: One did.
         """
         if not self.signals:
             return
@@ -87,10 +87,10 @@ class StopSignalHook(Hook):
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
     ) -> None:
-        """Leave a validation during training if a process was told to.
+        """Leave a validation during training if a process got a signal.
 
         Raises:
-            SystemExit: It was.
+            SystemExit: One did.
         """
         if not self._before or batch_idx >= self._val_steps:
             return

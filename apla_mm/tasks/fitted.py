@@ -20,25 +20,32 @@ class _Part:
     """What a task puts into one tensor of a model: all of it, or some rows.
 
     Attributes:
-        owner: The module that has the tensor; not kept alive.
+        path: Names of the modules on the way to the tensor.
+        owner: The last of these modules, which has it; not kept alive.
         name: The tensor's name in it.
+        shape: The whole tensor's.
         chosen: The rows, int64 (r,); None for all.
         value: What they become.
     """
 
+    path: tuple[str, ...]
     owner: "ref[nn.Module]"
     name: str
+    shape: torch.Size
     chosen: Tensor | None
     value: Tensor
 
-    def tensor(self) -> Tensor | None:
-        """The whole tensor, if it is there and has the value's dtype; value and rows follow it to its device."""
-        if (owner := self.owner()) is None:
+    def tensor(self, model: nn.Module) -> Tensor | None:
+        """The whole tensor, if it is there as it was; value and rows follow it to its device."""
+        owner: nn.Module | None = model
+        for name in self.path:
+            owner = None if owner is None else owner._modules.get(name)
+        if owner is None or owner is not self.owner():
             return None
         found: Tensor | None = owner._parameters.get(self.name)
         if found is None:
             found = owner._buffers.get(self.name)
-        if found is None or found.dtype != self.value.dtype:
+        if found is None or found.dtype != self.value.dtype or found.shape != self.shape:
             return None
         if self.value.device != found.device:
             self.value = self.value.to(found.device)
@@ -75,18 +82,20 @@ class FittedDelta:
         self._names = [*delta.rows, *delta.tensors]
         self._parts = []
         for tensor, value in {**delta.rows, **delta.tensors}.items():
-            path, _, last = tensor.rpartition(".")
-            self._parts.append(_Part(ref(model.get_submodule(path)), last, delta.channels_of(tensor), value))
+            *path, last = tensor.split(".")
+            owner = model.get_submodule(".".join(path))
+            shape = getattr(owner, last).shape
+            self._parts.append(_Part(tuple(path), ref(owner), last, shape, delta.channels_of(tensor), value))
 
-    def is_stale(self) -> bool:
-        """Whether it does not fit any more."""
-        return any(part.tensor() is None for part in self._parts)
+    def is_stale(self, model: nn.Module) -> bool:
+        """Whether it does not fit its model any more."""
+        return any(part.tensor(model) is None for part in self._parts)
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         """A block in which the model has the delta on; behind it all that the delta has is what it was."""
         with exclusive(model, f"task {self.name}"):
-            tensors = self._tensors()
+            tensors = self._tensors(model)
             owners = dict.fromkeys(part.owner() for part in self._parts)
             layers = [layer for layer in owners if isinstance(layer, PartialLinear)]
             for layer in layers:
@@ -103,12 +112,12 @@ class FittedDelta:
                     _put(before, layers)
                     raise
 
-    def _tensors(self) -> list[Tensor]:
-        found = [part.tensor() for part in self._parts]
+    def _tensors(self, model: nn.Module) -> list[Tensor]:
+        found = [part.tensor(model) for part in self._parts]
         if missing := [name for name, tensor in zip(self._names, found, strict=True) if tensor is None]:
             raise DeltaError(
-                f"task {self.name}: {listed(missing)} in the model were replaced since it was added, as adapt and "
-                "merge do, or have another dtype: add it again"
+                f"task {self.name}: {listed(missing)} in the model were replaced since it was added, or have another "
+                "dtype or shape: add it again"
             )
         return [tensor for tensor in found if tensor is not None]
 

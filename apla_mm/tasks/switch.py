@@ -39,7 +39,7 @@ def task(
         model: A plain, adapted or compiled model, or its DistributedDataParallel; it holds the delta's base.
         delta: The delta, or its file, which is read once, and again when it was written anew, and kept as long as the
             model.
-        check_base: Whether to compare the base; see :func:`~.checkpoint.apply_delta`.
+        check_base: Whether to compare the base; see :func:`apla_mm.delta.apply_delta`.
         allow_nonfinite: Whether the delta may hold NaN and infinity.
 
     Returns:
@@ -55,7 +55,7 @@ def task(
         delta = _read_once(model, delta, allow_nonfinite)
     known = _fitted.setdefault(model, WeakKeyDictionary())
     found = known.get(delta)
-    if found is None or found.is_stale() or (check_base and not found.checked):
+    if found is None or found.is_stale(model) or (check_base and not found.checked):
         name = repr(delta.source or "a delta")
         with exclusive(model, f"adding task {name}"):
             found = known[delta] = FittedDelta(
@@ -96,7 +96,7 @@ class TaskSwitch:
         deltas: Tasks by name, to :meth:`add`.
         prefix: What the deltas' names have before the model's, such as ``'backbone.'``. The rest of a delta is no part
             of its task; see ``whole`` of :meth:`add`.
-        check_base: Whether to compare the base; see :func:`~.checkpoint.apply_delta`.
+        check_base: Whether to compare the base; see :func:`apla_mm.delta.apply_delta`.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ def _read_once(model: nn.Module, path: str | Path, allow_nonfinite: bool) -> Del
         status = os.stat(path)
         state = status.st_ino, status.st_size, status.st_mtime_ns, allow_nonfinite
     except (OSError, ValueError):
-        return load_delta(path)  # tells why not
+        return load_delta(path)  # raises why not
     files = _files.setdefault(model, {})
     if path not in files or files[path][0] != state:
         files[path] = state, load_delta(path, allow_nonfinite=allow_nonfinite)

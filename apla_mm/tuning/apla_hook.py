@@ -8,11 +8,11 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
+from ..loading.base_from_config import prepare_to_load
+from ..loading.delta_meta import APLA_KEY, as_json
 from ..method import Report
 from ..method.wrappers import is_wrapper, unwrapped
-from ..runs.base_from_config import prepare_to_load
-from ..runs.delta_meta import APLA_KEY, as_json
-from ..runs.processes import in_every_process
+from ..processes import in_every_process
 from .adapt_runner import adapt_runner, find_target
 from .frozen_parts import frozen_modules, trainable_names
 from .fsdp import check_strategy
@@ -118,7 +118,7 @@ class APLAHook(TrainableCheckHook):
             super().before_run(runner)
             return
         model, wrapped = unwrapped(runner.model), is_wrapper(runner.model)
-        # bare until the ranks are known to agree: of shapes that differ DDP tells some, and the others wait
+        # not wrapped until the ranks are known to agree: where shapes differ DDP fails in some, and the others wait
         runner.model = model
         reports = in_every_process(lambda: adapt_runner(runner, self.options(model)))
         for target, report in reports.items():
@@ -166,7 +166,9 @@ class APLAHook(TrainableCheckHook):
             reports = [r for m in runner.model.modules() if isinstance(r := getattr(m, "report", None), Report)]
             chosen = dict(reports[0].arguments) if reports else {}
         if chosen:
-            checkpoint["meta"][APLA_KEY] = as_json({k: value for k, value in chosen.items() if value is not None})
+            own = as_json({key: value for key, value in chosen.items() if value is not None})
+            before = checkpoint["meta"].get(APLA_KEY)  # of another APLAHook, for another target
+            checkpoint["meta"][APLA_KEY] = dict(hooks=[*before.get("hooks", [before]), own]) if before else own
 
 
 def _check_read(given: Sequence[str], adapts: bool, blocks: Any, frozen_eval: bool | None) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 from ..delta import DeltaError, base_digests, extract_delta, extract_delta_from_digests, save_delta
 from ..delta.base_file import BASE_FILE, ENVIRONMENT, find_base, load_base, named_as, save_base
 from ..internals import load_path, resumes
+from ..loading.base_from_config import delta_path
+from ..loading.delta_meta import BASE_KEY, chosen_in, extra_of, scores_of
 from ..method.wrappers import unwrapped
-from ..runs.base_from_config import delta_path
-from ..runs.delta_meta import BASE_KEY, chosen_in, extra_of, scores_of
-from ..runs.processes import in_main_process
+from ..processes import in_main_process
 from ..text import listed
 from .trainable_check_hook import is_training
 

@@ -1,4 +1,4 @@
-"""Parts of a model told apart by what they are: norms, biases, position embeddings, what drops and what stays."""
+"""Parts of a model by their kind: norms, biases, position embeddings, and modules of which nothing trains."""
 
 from torch import nn
 

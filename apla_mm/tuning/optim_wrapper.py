@@ -18,7 +18,7 @@ class BFloat16OptimWrapper(OptimWrapper):
     matrix units gain several times in speed.
 
     Detectors want ``parts=['backbone', 'neck']``: mmdet makes anchors and boxes in the dtype of the maps, and bfloat16
-    tells pixels beyond 256 apart by twos, fours and eights; mmcv's operators do not take it at all.
+    rounds coordinates beyond 256 pixels to multiples of 2, 4 and 8; mmcv's operators do not take it at all.
 
     Args:
         parts: Children of the model that run under autocast, giving float32; None for the whole model.

@@ -15,7 +15,7 @@ class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     The default makes a group of every single parameter, which keeps an optimizer from working on many at once, writes
     lines about each to the log, and warns about each frozen one. The rules of ``paramwise_cfg`` are the same.
-    :class:`TrainingLogHook` logs the groups.
+    :class:`~.training_log_hook.TrainingLogHook` logs the groups.
     """
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""What an optimizer was told about each part of a model, under names that a person understands."""
+"""An optimizer's settings for each part of a model, under names that a person understands."""
 
 import posixpath
 from collections.abc import Callable, Iterator

@@ -10,9 +10,9 @@ from ..method import PartialLinear
 def trained_and_frozen_digests(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of what trains in a model and of what must not change.
 
-    Of an adapted projection the rows that train and the others are told apart. The buffers of a module whose own
-    parameters are all frozen, such as the statistics of a frozen norm, must not change either; other buffers may and
-    are left out.
+    Of an adapted projection the rows that train and the others have digests of their own. The buffers of a module
+    whose own parameters are all frozen, such as the statistics of a frozen norm, must not change either; other buffers
+    may and are left out.
 
     Returns:
         Digests by name of what trains, and of what is frozen.

@@ -27,7 +27,7 @@ def trainable_table(model: nn.Module, depth: int = 3) -> list[TrainableRow]:
 
     Args:
         model: Any model, adapted or not.
-        depth: How far down the parts are told apart. Numbered parts (``blocks.0``, ``blocks.1``, ...) count as one.
+        depth: How many levels of parts there are. Numbered parts (``blocks.0``, ``blocks.1``, ...) count as one.
 
     Returns:
         One row for each part that holds parameters, in the model's order, and one named ``total`` at the end.

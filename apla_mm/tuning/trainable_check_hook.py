@@ -1,4 +1,4 @@
-"""The hook that says what trains, and proves that nothing else does."""
+"""The hook that logs what trains, and proves that nothing else does."""
 
 import logging
 from collections import Counter
@@ -31,7 +31,7 @@ class TrainableCheckHook(Hook):
     ``patience`` iterations later is warned about; right at the first step a warm-up may be too small to show.
 
     Args:
-        depth: How far down the table tells parts of the model apart.
+        depth: How many levels of the model's parts the table has.
         prove: Compare tensors at the first step. It takes about a second for each GB of weights, once.
         patience: Iterations after which everything that trains should have moved.
     """

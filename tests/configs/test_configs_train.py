@@ -19,9 +19,9 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch import Tensor, nn
 
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.method import PartialLinear
 from apla_mm.options.command_line import build_runner, load_config
-from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 ROOT = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted([*ROOT.glob("seg/*.py"), *ROOT.glob("det/*.py")])

@@ -9,9 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import apla_mm
-
-# isort: split
 import pytest
 import safetensors.torch
 import torch
@@ -22,6 +19,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+import apla_mm
 from apla_mm.models import APLAViT
 
 TOOLS = Path(__file__).parents[2] / "tools/model_converters"
@@ -111,6 +109,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         default_hooks=dict(
             checkpoint=dict(type="CheckpointHook", interval=4, by_epoch=False, save_best="accuracy", rule="greater")
         ),
+        custom_hooks=[dict(type="APLAHook")],
         experiment_name=uuid.uuid4().hex,
     )
     runner.train()
@@ -150,3 +149,10 @@ def start_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=200)
 
     return start
+
+
+@pytest.fixture
+def delta(trained: Trained, tmp_path: Path, run_tool: Callable[..., str]) -> Path:
+    """The delta of the best checkpoint, with its base file in ``bases``."""
+    run_tool("extract_delta", trained.best, trained.base, tmp_path / "delta.safetensors")
+    return tmp_path / "delta.safetensors"

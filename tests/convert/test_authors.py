@@ -1,6 +1,8 @@
 """The APLA authors' checkpoints, against an implementation of their scheme of its own."""
 
 import json
+import os
+import shutil
 import sys
 import types
 from collections import OrderedDict
@@ -12,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from apla_mm.convert.authors import check_not_resumed, read_authors
+from apla_mm.convert.authors import check_not_resumed
 from apla_mm.delta import load_delta
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.delta.weights_file import read_weights
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 DIM, R = 32, 5
 
@@ -250,7 +253,7 @@ def test_whether_it_was_resumed_may_not_be_known(run, write, tmp_path, run_tool,
 
 
 def test_a_base_that_has_none_of_the_projections_tells_nothing(run, write):
-    weights = read_authors(write()[0])
+    weights = read_weights(write()[0])
     assert check_not_resumed(weights, run[3], "backbone.") and not check_not_resumed(weights, {}, "backbone.")
 
 
@@ -320,14 +323,33 @@ def test_a_file_of_channels_stands_in_for_missing_ones(run, write, tmp_path, run
         run_tool("import_apla", checkpoint, tmp_path / "p.pth", "--inds", inds)
 
 
-def test_nothing_in_it_is_run(write, tmp_path, run_tool):
-    mark = tmp_path / "mark"
+class Evil:
+    """Calls a function when it is unpickled."""
 
-    class Evil:
-        def __reduce__(self):
-            return (type(mark).touch, (mark,))
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
 
-    checkpoint, _ = write(extra=Evil())
-    with pytest.raises(SystemExit, match="damaged or holding more than tensors"):
-        run_tool("import_apla", checkpoint, tmp_path / "plain.pth")
+    def __reduce__(self):
+        return self.call
+
+
+def test_nothing_in_it_is_run(run, write, tmp_path, run_tool):
+    mark, out = tmp_path / "mark", tmp_path / "plain.pth"
+    checkpoint, _ = write(extra=Evil(os.mkdir, str(mark)))
+    with pytest.raises(SystemExit, match="authors.pth' cannot be read: it would run 'posix.mkdir'.*do not trust it"):
+        run_tool("import_apla", checkpoint, out)
+    assert not out.exists() and not mark.exists()
+    # a function of a module that torch does not know as harmful is data
+    checkpoint, _ = write(extra=Evil(shutil.copytree, str(tmp_path), str(mark)))
+    run_tool("import_apla", checkpoint, out)
+    check_plain(run, read_checkpoint(out)["state_dict"])
     assert not mark.exists()
+
+
+def test_what_lies_beside_the_weights_is_read_as_plain_values(run, write, assert_same):
+    weights = read_weights(write()[0])
+    assert_same(weights.state, run[2])
+    assert_same(weights.rest["original_state"], run[1])
+    parameters = weights.rest["parameters"]
+    assert type(parameters) is OrderedDict and parameters["training_params"] == dict(epochs=1, lr=0.5)
+    assert (weights.rest["iters"], parameters["name"], weights.meta) == (3, "x", {})

@@ -2,30 +2,20 @@
 
 import json
 import shutil
-import types
 from collections import OrderedDict
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from mmengine.runner import load_checkpoint
 
-from apla_mm.convert.config_text import apla_settings, read_config, summary
-from apla_mm.convert.files import Weights
 from apla_mm.convert.full_checkpoint import delta_of
 from apla_mm.delta import load_delta
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.delta.weights_file import Weights, read_weights
+from apla_mm.loading.checkpoint_reader import mmengines_types, read_checkpoint
 from apla_mm.tuning.apla_hook import APLAHook
-
-CONFIG = """
-custom_imports = dict(imports=['apla_mm'])
-model = dict(
-    backbone=dict(
-        apla=dict(r=64, seed=5), model_name='vit_base_patch16_224', out_indices=(2, 5), type='APLAViT'),
-    decode_head=dict(type='SETRUPHead'),
-    type='EncoderDecoder')
-optim_wrapper = dict(optimizer=dict(lr=-1e-3, betas=(0.9, 0.999)))
-"""
 
 
 def test_there_and_back_by_the_tools(trained, tmp_path, monkeypatch, start_tool, run_tool, assert_same):
@@ -58,7 +48,7 @@ def test_there_and_back_by_the_tools(trained, tmp_path, monkeypatch, start_tool,
     checkpoint, full = read_checkpoint(out), read_checkpoint(trained.last)
     assert_same(checkpoint["state_dict"], full["state_dict"])
     assert_same(checkpoint["state_dict"], trained.state)
-    for key in ("iter", "epoch", "cfg", "experiment_name", "seed", "mmengine_version"):
+    for key in ("iter", "epoch", "cfg", "experiment_name", "seed", "mmengine_version", "apla"):
         assert checkpoint["meta"][key] == full["meta"][key], key
     assert checkpoint["meta"]["dataset_meta"] == full["meta"]["dataset_meta"]
     assert checkpoint.keys() == {"meta", "state_dict"}
@@ -111,6 +101,16 @@ def test_metrics_are_those_of_the_weights_or_none(trained, tmp_path, run_tool):
     (tmp_path / "m.json").write_text('{"mIoU": 51.5}')
     run_tool("extract_delta", trained.last, trained.base, delta, "--metrics", tmp_path / "m.json", "--force")
     assert load_delta(delta).header.metrics == {"mIoU": 51.5}
+
+
+def test_arrays_in_meta_come_back_as_lists(trained, tmp_path, run_tool):
+    checkpoint = read_checkpoint(trained.last)
+    checkpoint["meta"]["dataset_meta"] = dict(classes=("cat", "dog"), palette=np.eye(2, 3, dtype=np.uint8))
+    torch.save(checkpoint, tmp_path / "c.pth")
+    run_tool("extract_delta", tmp_path / "c.pth", trained.base, tmp_path / "d.safetensors")
+    run_tool("merge_delta", tmp_path / "d.safetensors", tmp_path / "m.pth")
+    expected = dict(classes=("cat", "dog"), palette=[[1, 0, 0], [0, 1, 0]])
+    assert read_checkpoint(tmp_path / "m.pth")["meta"]["dataset_meta"] == expected
 
 
 def test_channels_may_be_given(trained, tmp_path, run_tool, assert_same):
@@ -226,32 +226,12 @@ def test_scores_must_be_an_object(trained, tmp_path, run_tool, text, error):
         run_tool("extract_delta", *arguments, "--metrics", tmp_path / "scores.json")
 
 
-def test_the_config_says_r_and_seed(trained):
-    weights = Weights(trained.state, dict(meta=dict(cfg=CONFIG, iter=9)))
+def test_what_the_run_was_asked_for_is_read_from_its_checkpoint(trained):
+    weights = read_weights(trained.last, known=mmengines_types())
     header = delta_of(weights, trained.before)[0].header
-    assert (header.r, header.seed, header.config, header.iteration) == (64, 5, CONFIG, 9)
-    header = delta_of(Weights(trained.state), trained.before)[0].header
-    assert (header.r, header.seed, header.config) == (8, None, "")  # as many as differ
-
-
-def test_config_texts_are_read_and_not_run(tmp_path):
-    assert apla_settings(CONFIG) == dict(r=64, seed=5)
-    assert summary(CONFIG) == "EncoderDecoder, backbone APLAViT vit_base_patch16_224, decode_head SETRUPHead"
-    assert read_config(CONFIG)["optim_wrapper"] == dict(optimizer=dict(lr=-1e-3, betas=[0.9, 0.999]))
-    hook = "custom_hooks = [dict(type='DataCheckHook'), dict(type='APLAHook', r=0.25, depth=3)]\n"
-    assert apla_settings(hook + CONFIG) == {}  # two answers are none
-    mark = tmp_path / "mark"
-    evil = f"x = __import__('pathlib').Path({str(mark)!r}).touch()\nmodel = dict(backbone=dict(apla=dict(r=4)))"
-    assert apla_settings(evil) == dict(r=4) and not mark.exists()
-    for text in (
-        "x = (",
-        "\0",
-        "x = " + "(" * 5000 + ")" * 5000,
-        "x = " + "-" * 100000 + "1",
-        "x = " + "[" * 90 + "]" * 90,
-        "custom_hooks = [dict(type='APLAHook', r=8, blocks='none')]\n" + "x = 1\n" * 2**18,  # takes long
-    ):
-        assert apla_settings(text) == {}
+    assert (header.r, header.seed, header.iteration) == (8, 3, 4)
+    assert header.selection["blocks"] == [0, 1]
+    assert dict(r=header.r, seed=header.seed, **header.selection) == weights.meta["apla"]
 
 
 @pytest.mark.parametrize(
@@ -260,21 +240,34 @@ def test_config_texts_are_read_and_not_run(tmp_path):
         dict(r=0.25, depth=3),
         dict(r=8, seed=2, train_norm=True, target="backbone.vit", trainable=["head.*"], recompute="block"),
         dict(channels={"blocks.0.attn.proj": [1, 4]}, train_bias=True),
-        dict(blocks="none", target=["backbone", "neck"], train_pos_embed=True, save="delta"),
+        dict(blocks="none", target=["backbone", "neck"], train_pos_embed=True),
         dict(r=8, blocks=(0, 2)),
-        dict(save="both"),  # adapts nothing
+        dict(),  # adapts nothing
     ],
 )
-def test_a_text_tells_what_the_hook_itself_writes_into_deltas(arguments):
-    runner = types.SimpleNamespace(model=torch.nn.Module())
-    about = APLAHook(**arguments)._about(runner)
-    expected = {key: about[key] for key in ("r", "seed") if about[key] is not None} | about["selection"]
-    assert apla_settings(f"custom_hooks = [{dict(type='APLAHook', **arguments)!r}]") == expected
+def test_all_that_the_hook_was_given_is_in_the_header(trained, tmp_path, arguments):
+    hook, checkpoint = APLAHook(**arguments), dict(meta={}, state_dict=trained.state)
+    hook.before_save_checkpoint(SimpleNamespace(model=torch.nn.Module()), checkpoint)
+    torch.save(checkpoint, tmp_path / "c.pth")
+    header = delta_of(read_weights(tmp_path / "c.pth"), trained.before)[0].header
+    given = {key: value for key, value in arguments.items() if key in ("recompute", "trainable", "channels", "blocks")}
+    for key in ("norm", "bias", "pos_embed"):
+        if f"train_{key}" in arguments:
+            given.setdefault("train", dict(norm=False, bias=False, pos_embed=False))[key] = True
+    if "target" in arguments:
+        given["target"] = [arguments["target"]] if isinstance(arguments["target"], str) else arguments["target"]
+    assert json.loads(json.dumps(given)).items() <= header.selection.items()
+    assert bool(header.selection) == bool(arguments)
+    # where the run was given none, r is as many as differ
+    assert header.r == arguments.get("r", 8) and header.seed == (arguments.get("seed", 0) if arguments else None)
 
 
-@pytest.mark.parametrize("blocks", ["range(6, 12)", "{1, 2}", "[1, last]", "b'all'", "[i for i in range(3)]", "1j"])
-def test_of_what_only_running_a_text_tells_nothing_is_said(blocks):
-    settings = apla_settings(f"custom_hooks = [dict(type='APLAHook', r=8, blocks={blocks}, train_norm=True)]")
-    assert "blocks" not in settings and settings["r"] == 8 and settings["train"]["norm"] is True
-    assert json.loads(json.dumps(settings)) == settings
-    assert apla_settings(f"model = dict(backbone=dict(apla=dict(r=8, blocks={blocks})))") == dict(r=8)
+@pytest.mark.parametrize("asked", [None, [8], dict(r=True, seed="3"), dict(r=[8], seed=1.0), {(1, 2): 3}])
+def test_a_record_of_another_kind_is_left_out(trained, asked):
+    weights = Weights(trained.state, dict(meta=dict(cfg="x = 1", iter=9, apla=asked)))
+    header = delta_of(weights, trained.before)[0].header
+    assert (header.r, header.seed, header.config, header.iteration) == (8, None, "x = 1", 9)  # r: as many as differ
+    header = delta_of(Weights(trained.state, dict(meta=dict(cfg=3, iter="9"))), trained.before)[0].header
+    assert (header.r, header.seed, header.config, header.iteration) == (8, None, "", None)
+    header = delta_of(Weights(trained.state), trained.before)[0].header
+    assert (header.r, header.seed, header.selection, header.config) == (8, None, {}, "")

@@ -4,7 +4,7 @@ Each file must be read, or refused by a DeltaError, in time; and each delta appl
 bit-equal to before. In most files the damage is not given away by their SHA-256, and in half of them not by the base's
 digests, so that it gets further. Models are adapted, plain, or state dicts.
 
-Usage: python tests/helpers/fuzz_delta.py [--files 20000] [--seed 0] [--seconds 5] [--keep FOLDER]
+Usage: PYTHONPATH=tests python tests/helpers/fuzz_delta.py [--files 20000] [--seed 0] [--seconds 5] [--keep FOLDER]
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Kills training at random moments, resumes it, and compares with a run that was never killed.
 
-Usage: python tests/helpers/kill_and_resume.py [--kills 20] [--seed 0] [--processes 1] [--loop ResumableTrainLoop] \
-    [--work-dir FOLDER]
+Usage: PYTHONPATH=tests python tests/helpers/kill_and_resume.py [--kills 20] [--seed 0] [--processes 1] \
+    [--loop ResumableTrainLoop] [--work-dir FOLDER]
 """
 
 import argparse
@@ -21,10 +21,10 @@ import psutil
 import torch
 from helpers.small_run import CONFIG, OPTIONS, ROOT, TRAIN, write_data_set
 
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 ITERATIONS = 24
-#: everything that has a state: augmentation in workers, dropout, stochastic depth, a the EMA, two schedules
+#: everything that has a state: augmentation in workers, dropout, stochastic depth, an EMA, two schedules
 SETTINGS = [
     f"train_cfg.max_iters={ITERATIONS}",
     "train_cfg.val_interval=8",

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/seg/apla_vitb_custom.py"

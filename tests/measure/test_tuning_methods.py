@@ -64,10 +64,10 @@ def test_what_trains_and_that_nothing_else_moves(name):
 
 
 def test_split_projections_have_the_gradients_of_apla():
-    split, ours = make(), make()
+    split, ours = make().double(), make().double()
     split_projections(split, 4)
     adapt(ours, r=4)
-    x = torch.randn(2, 3, 32, 32)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     for model in (split, ours):
         model(x).square().sum().backward()
     for one, other in zip(split.blocks, ours.blocks, strict=True):

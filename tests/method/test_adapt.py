@@ -305,16 +305,17 @@ def test_what_does_not_fit_is_an_error_and_leaves_the_model_alone(make_vit, argu
     assert [(name, p.requires_grad) for name, p in model.named_parameters()] == before
 
 
-def test_wrapped_models_and_bare_projections_are_refused(make_vit):
-    class DistributedDataParallel(nn.Module):
-        pass
+def test_wrapped_models_are_refused(make_vit):
+    with pytest.raises(ValueError, match="wrapped in DataParallel already: adapt it first, then wrap it"):
+        adapt(nn.DataParallel(make_vit()), r=1)
 
-    with pytest.raises(ValueError, match="adapt it first, then wrap it"):
-        adapt(DistributedDataParallel(), r=1)
+
+def test_bare_projection_is_merged_where_it_is(make_vit):
     model = make_vit()
     adapt(model, r=3)
-    with pytest.raises(ValueError, match="itself a PartialLinear"):
-        merge(model.blocks[0].attn.proj)
+    projection = model.blocks[0].attn.proj
+    assert merge(projection) is projection is model.blocks[0].attn.proj
+    assert type(projection) is nn.Linear and "trained" not in dict(projection.named_modules())
 
 
 def test_adapting_twice_alike_changes_nothing_and_otherwise_is_an_error(make_vit):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from apla_mm.method import PartialLinear
+from apla_mm.method.class_change import change_back
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2}
 
@@ -196,7 +197,8 @@ def test_hooks_mode_and_tensors_are_taken_over_and_given_back():
     assert not partial.training
     assert not partial.trained.training
     partial(torch.randn(1, 5))
-    back = partial.to_plain()
+    change_back(partial)
+    back = partial
     back(torch.randn(1, 5))
     assert calls == ["hook", "hook"]
     assert type(back) is MyLinear
@@ -233,7 +235,8 @@ def test_writing_the_trained_rows_reaches_the_full_weight(through_data):
     with torch.no_grad():
         (partial.trained.weight.data if through_data else partial.trained.weight).copy_(rows)
     assert torch.equal(partial.state_dict()["weight"][channels], rows)
-    assert torch.equal(partial.to_plain().weight[channels], rows)
+    change_back(partial)
+    assert type(partial) is nn.Linear and torch.equal(partial.weight[channels], rows)
 
 
 def test_if_both_were_written_the_trained_rows_count_as_a_whole():
@@ -331,7 +334,7 @@ def test_weight_in_a_flat_parameter_is_an_error(requires_grad):
 def test_weight_that_is_a_shard_is_an_error():
     _, partial, _ = make_pair()
     partial.weight.data = partial.weight.data.flatten()[:7]
-    for call in (partial.sync, partial.state_dict, partial.to_plain):
+    for call in (partial.sync, partial.state_dict, lambda: change_back(partial)):
         with pytest.raises(RuntimeError, match="shard"):
             call()
 

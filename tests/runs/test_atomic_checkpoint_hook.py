@@ -8,7 +8,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 
 class Rising(BaseMetric):

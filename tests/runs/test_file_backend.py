@@ -6,20 +6,23 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-import apla_mm  # noqa: F401  registers the backend
-
-# isort: split
+import mmengine.fileio
 import pytest
-from mmengine.fileio import get_file_backend, put, put_text
+from mmengine.fileio import LocalBackend, get_file_backend
 
-from apla_mm.runs.file_backend import AtomicLocalBackend
+from apla_mm.runs.file_backend import ATOMIC, AtomicLocalBackend
+
+put = partial(mmengine.fileio.put, backend_args=dict(backend=ATOMIC))
+put_text = partial(mmengine.fileio.put_text, backend_args=dict(backend=ATOMIC))
 
 
-def test_mmengines_writers_use_it(tmp_path: Path) -> None:
-    assert isinstance(get_file_backend(tmp_path / "file"), AtomicLocalBackend)
-    assert isinstance(get_file_backend(backend_args=dict(backend="local")), AtomicLocalBackend)
+def test_mmengines_writers_use_it_where_they_are_asked_to(tmp_path: Path) -> None:
+    assert isinstance(get_file_backend(tmp_path / "file", backend_args=dict(backend=ATOMIC)), AtomicLocalBackend)
+    for arguments in (dict(uri=tmp_path / "file"), dict(backend_args=dict(backend="local"))):
+        assert type(get_file_backend(**arguments)) is LocalBackend
     put(b"bytes", str(tmp_path / "new/folder/one.bin"))
     put_text("Wörter", tmp_path / "two.txt")
     put_text("mehr", tmp_path / "two.txt")
@@ -74,17 +77,6 @@ def test_file_system_that_cannot_sync_folders_is_no_error(tmp_path: Path, monkey
     assert (tmp_path / "file").read_bytes() == b"bytes"
 
 
-def test_writers_of_before_the_import_use_it_too(tmp_path: Path) -> None:
-    script = (
-        "from mmengine.fileio import put_text, get_file_backend\n"
-        f"put_text('one', {str(tmp_path / 'file')!r})\n"
-        "import apla_mm\n"
-        f"print(type(get_file_backend({str(tmp_path)!r}, enable_singleton=True)).__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "AtomicLocalBackend"
-
-
 PAIR = """
 import sys, time
 from pathlib import Path
@@ -93,7 +85,7 @@ import apla_mm
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(100):
-    put(bytes(2**18), sys.argv[1])
+    put(bytes(2**18), sys.argv[1], backend_args=dict(backend="apla_mm.atomic"))
 """
 
 
@@ -113,7 +105,7 @@ import sys
 from mmengine.fileio import put
 import apla_mm
 for i in range(10**9):
-    put(bytes([i % 256]) * 2**24, sys.argv[1])
+    put(bytes([i % 256]) * 2**24, sys.argv[1], backend_args=dict(backend="apla_mm.atomic"))
     if i == 2:
         print("writing", flush=True)
 """

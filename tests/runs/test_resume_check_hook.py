@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.runs.loader_workers import shield_workers
 from apla_mm.runs.stop_signal_hook import StopSignalHook
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from apla_mm.data.reading import DataError
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 ITERATIONS = 6
 

@@ -1,4 +1,4 @@
-"""Runs that save deltas, and what takes deltas in a checkpoint's place, against runs that save whole checkpoints."""
+"""Tools that take deltas in a checkpoint's place, against the whole checkpoints of runs that write no deltas."""
 
 import importlib.util
 import json
@@ -20,10 +20,10 @@ from mmseg.apis import MMSegInferencer, inference_model, init_model
 from PIL import Image
 
 from apla_mm.delta import DeltaError
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.options.shared_options import apply_shared_options
-from apla_mm.runs.checkpoint_reader import read_checkpoint
 
-DELTA, SLIM = "iter_2.delta.safetensors", "iter_2.pth"
+DELTA, WHOLE = "iter_2.delta.safetensors", "iter_2.pth"
 CONFIGS = {
     "APLAViT": "seg/apla_vitb_custom.py",
     "VisionTransformer": "seg/setr-pup_mmseg-vit-b16_apla_8xb2-160k_ade20k-512x512.py",
@@ -41,7 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def small_config(kind: str, root: Path, folder: Path, save: str) -> Path:
+def small_config(kind: str, root: Path, folder: Path, deltas: bool) -> Path:
     """Writes the config of a small model that trains for two steps."""
     cfg = Config.fromfile(ROOT / "configs" / CONFIGS[kind])
     detection = kind == "detector"
@@ -81,9 +81,7 @@ def small_config(kind: str, root: Path, folder: Path, save: str) -> Path:
                 step.pop("reduce_zero_label", None)  # ADE20K's
     cfg.train_cfg.val_interval = 2
     cfg.default_hooks.checkpoint.update(interval=2)
-    (hook,) = (hook for hook in cfg.custom_hooks if hook.type == "APLAHook")
-    hook.save = save
-    cfg.custom_hooks.append(dict(type="EMAHook", momentum=0.3))
+    cfg.custom_hooks += [dict(type="EMAHook", momentum=0.3), *([dict(type="DeltaHook")] if deltas else [])]
     cfg.optim_wrapper.optimizer.lr = 3e-3
     cfg.randomness, cfg.work_dir = dict(seed=0), str(folder)
     cfg.visualizer.vis_backends = []
@@ -124,12 +122,12 @@ def run(tool: str, *arguments: object) -> None:
 
 
 class Runs:
-    """Two runs of one config: `whole` saved whole checkpoints, `delta` deltas."""
+    """Two runs of one config: `whole` wrote checkpoints, `delta` deltas too."""
 
     def __init__(self, kind: str, root: Path, folder: Path) -> None:
         self.kind, self.whole, self.delta = kind, folder / "whole", folder / "delta"
-        for work, save in ((self.whole, "full"), (self.delta, "delta")):
-            run("train", small_config(kind, root, work, save))
+        for work in (self.whole, self.delta):
+            run("train", small_config(kind, root, work, deltas=work == self.delta))
         self.config = self.whole / "small.py"
 
     def scores(self, checkpoint: Path, work_dir: Path) -> dict[str, float]:
@@ -162,11 +160,12 @@ def make_runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_test_scores_a_delta_as_the_whole_checkpoint(make_runs: Callable, kind: str, tmp_path: Path) -> None:
     runs = make_runs(kind)
-    whole = read_checkpoint(runs.whole / SLIM)["state_dict"]
-    expected = runs.scores(runs.whole / SLIM, tmp_path / "whole")
+    whole = read_checkpoint(runs.whole / WHOLE)["state_dict"]
+    expected = runs.scores(runs.whole / WHOLE, tmp_path / "whole")
     assert expected and (kind == "detector" or expected["mIoU"] > 0)
-    assert (runs.delta / SLIM).stat().st_size < (runs.whole / SLIM).stat().st_size
-    for name in (DELTA, SLIM):
+    assert (runs.delta / DELTA).stat().st_size < (runs.whole / WHOLE).stat().st_size
+    assert not list(runs.whole.glob("*.safetensors"))
+    for name in (DELTA, WHOLE):
         read = read_checkpoint(runs.delta / name)["state_dict"]
         assert whole.keys() == read.keys() and [k for k in whole if not torch.equal(whole[k], read[k])] == []
         assert runs.scores(runs.delta / name, tmp_path / name) == expected
@@ -181,19 +180,19 @@ def image(data: Path) -> Path:
 def test_init_model_takes_a_delta(make_runs: Callable, image: Path) -> None:
     runs = make_runs("VisionTransformer")
     logits = []
-    for path in (runs.whole / SLIM, runs.delta / DELTA, runs.delta / SLIM):
+    for path in (runs.whole / WHOLE, runs.delta / DELTA):
         with DefaultScope.overwrite_default_scope(None):
             model = init_model(str(runs.config), str(path), device="cpu")
             assert tuple(model.dataset_meta["classes"]) == ("dark", "bright")
             logits.append(inference_model(model, str(image)).seg_logits.data)
-    assert logits[0].std() > 0 and torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+    assert logits[0].std() > 0 and torch.equal(*logits)
 
 
 @pytest.mark.slow
 def test_segmentation_inferencer_takes_a_delta(make_runs: Callable, image: Path, tmp_path: Path) -> None:
     runs = make_runs("APLAViT")
     found, drawn = [], []
-    for path in (runs.whole / SLIM, runs.delta / DELTA):
+    for path in (runs.whole / WHOLE, runs.delta / DELTA):
         with DefaultScope.overwrite_default_scope(None):
             infer = MMSegInferencer(model=str(runs.config), weights=str(path), device="cpu")
             found.append(infer(str(image), out_dir=str(tmp_path / path.suffix), show=False)["predictions"])
@@ -209,7 +208,7 @@ def test_segmentation_inferencer_takes_a_delta(make_runs: Callable, image: Path,
 def test_detection_inferencer_takes_a_delta(make_runs: Callable, data: Path, tmp_path: Path) -> None:
     runs = make_runs("detector")
     found, drawn = [], []
-    for path in (runs.whole / SLIM, runs.delta / DELTA):
+    for path in (runs.whole / WHOLE, runs.delta / DELTA):
         out = tmp_path / path.suffix
         with DefaultScope.overwrite_default_scope(None):
             infer = DetInferencer(model=str(runs.config), weights=str(path), device="cpu", show_progress=False)
@@ -225,13 +224,12 @@ def test_detection_inferencer_takes_a_delta(make_runs: Callable, data: Path, tmp
 @pytest.mark.slow
 def test_nothing_is_tested_or_inferred_without_the_base(make_runs: Callable, tmp_path: Path) -> None:
     runs = make_runs("APLAViT")
-    for name in (DELTA, SLIM):
-        lonely = shutil.copy(runs.delta / name, tmp_path)
-        message = rf"{name}' needs its base, the file 'base-[0-9a-f]{{16}}\.safetensors'.*copy it into one of them"
-        with pytest.raises((DeltaError, RuntimeError), match=message):
-            run("test", runs.config, lonely, "--work-dir", tmp_path / "work")
-        with pytest.raises(DeltaError, match=message), DefaultScope.overwrite_default_scope(None):
-            init_model(str(runs.config), lonely, device="cpu")
+    lonely = shutil.copy(runs.delta / DELTA, tmp_path)
+    message = rf"{DELTA}' needs its base, the file 'base-[0-9a-f]{{16}}\.safetensors'.*copy it into one of them"
+    with pytest.raises(DeltaError, match=message):
+        run("test", runs.config, lonely, "--work-dir", tmp_path / "work")
+    with pytest.raises(DeltaError, match=message), DefaultScope.overwrite_default_scope(None):
+        init_model(str(runs.config), lonely, device="cpu")
     other = make_runs("VisionTransformer").delta / DELTA
     message = rf"{DELTA}' is not of this model, and nothing was loaded: it lacks 'backbone\.vit"
     with pytest.raises(DeltaError, match=message):

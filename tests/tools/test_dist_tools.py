@@ -11,7 +11,7 @@ import torch
 from helpers.processes import DIST_TEST, DIST_TRAIN, ENDLESS, run, started
 from helpers.small_run import CONFIG, ROOT, TEST, TRAIN, miou, saved_iteration
 
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 
 @pytest.mark.slow

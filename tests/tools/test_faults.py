@@ -12,7 +12,7 @@ import pytest
 from helpers.processes import DIST_TRAIN, ENDLESS, run, started
 from helpers.small_run import CONFIG, TRAIN
 
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import pytest
 from helpers.slurm_cluster import NoClusterError, slurm_cluster
 from helpers.small_run import CONFIG, OPTIONS, ROOT, miou, saved_iteration, write_data_set
 
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 # on a busy machine: a dozen processes start, each of which imports OpenMMLab
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

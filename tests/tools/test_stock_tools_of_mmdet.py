@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 TOOLS = Path(mmdet.__file__).parent / ".mim/tools"
 STOCK = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"

@@ -19,7 +19,7 @@ from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS
 from PIL import Image
 
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 STOCK_TRAIN, STOCK_TEST = (Path(mmseg.__file__).parent / f".mim/tools/{name}.py" for name in ("train", "test"))
 

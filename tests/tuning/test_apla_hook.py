@@ -1,15 +1,19 @@
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.fixtures import TinyClassifier
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
+from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.method.channels import channels_digest, channels_of
-from apla_mm.tuning import apla_hook
+from apla_mm.tuning import trainable_check_hook
 from apla_mm.tuning.apla_hook import APLAHook
 from apla_mm.tuning.trainable import format_trainable, trainable_table
 
@@ -97,7 +101,7 @@ def test_frozen_tensor_changed_by_another_hook_stops_the_run_with_its_name(
     tiny_classifier: nn.Module, make_runner: Callable[..., Runner], name: str
 ) -> None:
     runner = make_runner(tiny_classifier, custom_hooks=[APLAHook(), Rogue(name)])
-    with pytest.raises(RuntimeError, match=rf"1 frozen tensors changed in training, such as {re.escape(name)}$"):
+    with pytest.raises(RuntimeError, match=rf"1 frozen tensors changed in training: {re.escape(name)}$"):
         runner.train()
     assert runner.iter == 0
 
@@ -127,7 +131,7 @@ def test_optimizer_that_moves_frozen_tensors_stops_the_run_with_their_number(
 ) -> None:
     wrapper = OptimWrapper(DecaysAll(tiny_classifier.parameters(), lr=0.1))
     runner = make_runner(tiny_classifier, optim_wrapper=wrapper, custom_hooks=[APLAHook()])
-    with pytest.raises(RuntimeError, match=r"\d+ frozen tensors changed in training, such as (\S+( \(.*\))?, ){3}"):
+    with pytest.raises(RuntimeError, match=r"\d+ frozen tensors changed in training: (\S+( \(.*\))?, ){3}"):
         runner.train()
 
 
@@ -155,7 +159,7 @@ def test_frozen_tensor_changed_while_gradients_accumulate_stops_the_run(
     wrapper = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.1), accumulative_counts=3)
     hooks = [APLAHook(), Rogue("backbone.vit.pos_embed", at, when)]
     runner = make_runner(tiny_classifier, max_iters=4, optim_wrapper=wrapper, custom_hooks=hooks)
-    with pytest.raises(RuntimeError, match=r"such as backbone\.vit\.pos_embed"):
+    with pytest.raises(RuntimeError, match=r"training: backbone\.vit\.pos_embed"):
         runner.train()
     assert runner.iter == 1
 
@@ -181,7 +185,7 @@ def test_warns_of_what_trains_without_ever_moving(
     make_runner(tiny_classifier, max_iters=6, custom_hooks=[APLAHook(patience=patience)]).train()
     log = read_log()
     (warning,) = [line for line in log.splitlines() if NEVER_MOVED in line]
-    assert f"2 {NEVER_MOVED} in {patience} iterations, such as idle.weight, idle.bias" in warning
+    assert f"2 {NEVER_MOVED} in {patience} iterations: idle.weight, idle.bias" in warning
     assert "WARNING" in warning
     at = log.index(NEVER_MOVED)
     assert log.index(f"Iter(train) [{warned_after - 1}/6]") < at < log.index(f"Iter(train) [{warned_after}/6]")
@@ -233,14 +237,16 @@ def test_ranks_are_compared_though_the_backbone_adapted_itself(
 ) -> None:
     models = [type(tiny_classifier)(apla=dict(r=9, seed=seed)) for seed in seeds]
     answers = [[channels_digest(model) for model in models], [channels_of(model) for model in models]]
-    monkeypatch.setattr(apla_hook, "all_gather_object", lambda own: answers.pop(0))
+    monkeypatch.setattr(trainable_check_hook, "all_gather_object", lambda own: answers.pop(0))
     runner = make_runner(models[0], custom_hooks=[dict(type="APLAHook")])
     if who is None:
         runner.train()
         return
     with pytest.raises(RuntimeError, match=who) as error:
         runner.train()
-    assert re.search(r"of 'backbone.vit.blocks.0.attn.proj' for one: 9 \((\d+, ){8}\.\.\.\) on", str(error.value))
+    assert re.search(
+        r"of 'backbone.vit.blocks.0.attn.proj' for one: 9 \((\d+, ){7}\d+ and 1 more\) on", str(error.value)
+    )
 
 
 def test_ranks_that_adapted_other_blocks(
@@ -248,8 +254,82 @@ def test_ranks_that_adapted_other_blocks(
 ) -> None:
     models = [type(tiny_classifier)(apla=dict(r=3, blocks=blocks)) for blocks in ([1], [0, 1])]
     answers = [[channels_digest(model) for model in models], [channels_of(model) for model in models]]
-    monkeypatch.setattr(apla_hook, "all_gather_object", lambda own: answers.pop(0))
+    monkeypatch.setattr(trainable_check_hook, "all_gather_object", lambda own: answers.pop(0))
     with pytest.raises(
         RuntimeError, match=r"'backbone.vit.blocks.0.attn.proj' for one: none or all on rank 0 and 3 \("
     ):
         make_runner(models[0], custom_hooks=[dict(type="APLAHook")]).train()
+
+
+UNREAD = {
+    "recompute": dict(recompute="block"),
+    "train_norm": dict(train_norm=True),
+    "train_bias": dict(train_bias=True),
+    "train_pos_embed": dict(train_pos_embed=True),
+    "trainable": dict(trainable=["norm.*"]),
+    "target": dict(target="backbone"),
+    "seed": dict(seed=3),
+    "frozen_eval": dict(frozen_eval=False),
+    "drop_path": dict(drop_path=False),
+    "recompute, train_norm": dict(train_norm=False, recompute="none"),  # given, if only as it would be
+}
+
+
+@pytest.mark.parametrize("names", UNREAD)
+def test_option_that_nothing_reads_is_an_error(names: str) -> None:
+    with pytest.raises(ValueError, match=rf"APLAHook: {names} given, and none of r, channels, blocks.*Add r"):
+        APLAHook(**UNREAD[names])
+    for adapts in (dict(r=3), dict(blocks="none")):
+        if not (adapts == dict(blocks="none") and "seed" in names) and names != "drop_path":
+            assert APLAHook(**adapts, **UNREAD[names]).adapts
+
+
+def test_options_that_exclude_one_another_are_errors() -> None:
+    for options, message in (
+        (dict(channels={"a": [1]}, seed=2), "seed draws channels, and channels are listed"),
+        (dict(blocks="none", r=4), "blocks='none' adapts no projection, and nothing reads r"),
+        (dict(blocks="none", seed=4), "nothing reads seed"),
+        (dict(r=4, frozen_eval=False, drop_path=True), "drop_path is read with frozen_eval alone"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            APLAHook(**options)
+
+
+def test_blocks_that_are_all_named_adapt_in_full(make_runner: Callable[..., Runner]) -> None:
+    torch.manual_seed(0)
+    model = TinyClassifier()
+    make_runner(model, custom_hooks=[dict(type="APLAHook", blocks="all")]).train()
+    trained = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
+    assert trained == {f"vit.blocks.{i}.attn.proj.{kind}" for i in range(2) for kind in ("weight", "bias")}
+
+
+def test_hook_recomputes_in_a_backbone_that_it_adapts_and_leaves_one_that_adapted_itself(
+    make_runner: Callable[..., Runner], tiny_classifier: nn.Module
+) -> None:
+    """With APLAViT(apla=...) the hook's options work or are refused."""
+    with pytest.raises(ValueError, match="none of r, channels, blocks"):
+        make_runner(tiny_classifier, custom_hooks=[dict(type="APLAHook", recompute="block")])
+    with pytest.raises(ValueError, match="was adapted otherwise before"):
+        make_runner(tiny_classifier, custom_hooks=[dict(type="APLAHook", r=8, recompute="block")]).train()
+    torch.manual_seed(0)
+    model = TinyClassifier()
+    make_runner(model, custom_hooks=[dict(type="APLAHook", r=8, recompute="block")]).train()
+    assert all(type(block).forward is not TimmBlock.forward for block in model.backbone.vit.blocks)
+
+
+def test_checkpoint_says_what_was_asked_for(make_runner: Callable[..., Runner], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make_runner(TinyClassifier(), custom_hooks=[dict(type="APLAHook", r=0.25, seed=5, train_norm=True)]).train()
+    meta = read_checkpoint(tmp_path / "work/iter_2.pth")["meta"]
+    assert meta["apla"] == dict(
+        r=0.25, seed=5, blocks="all", recompute="none", target=["backbone"], trainable=[],
+        train=dict(norm=True, bias=False, pos_embed=False),
+    )  # fmt: skip
+
+
+def test_checkpoint_says_what_a_backbone_was_asked_for(
+    make_runner: Callable[..., Runner], tiny_classifier: nn.Module, tmp_path: Path
+) -> None:
+    make_runner(tiny_classifier, custom_hooks=[dict(type="APLAHook")]).train()
+    meta = read_checkpoint(tmp_path / "work/iter_2.pth")["meta"]
+    assert meta["apla"] == dict(r=8, seed=0, blocks=[0, 1], trainable=[], recompute="none")

@@ -8,11 +8,12 @@ import textwrap
 import pytest
 import torch
 from helpers.backbones import BACKBONES, SIZE, Noise, build, make_runner
+from helpers.small_run import ROOT
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.method import PartialLinear, find_projections
-from apla_mm.runs.checkpoint_reader import read_checkpoint
 
 
 class Start(Hook):
@@ -190,10 +191,10 @@ def test_two_processes_with_a_wrapped_model(tmp_path):
     script.write_text(
         textwrap.dedent(f"""
         import sys
-        sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parent)!r})
+        sys.path.insert(0, {str(ROOT / "tests")!r})
         import os, pathlib, torch
         import apla_mm
-        import test_apla_hook_adapts as t
+        import helpers.backbones as t
         rank = os.environ["RANK"]
         torch.distributed.init_process_group("gloo")  # mmengine's own start wants a GPU
         scope, backbone, _ = t.BACKBONES["mmseg ViT"]

@@ -19,9 +19,9 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import Dataset
 
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.models import APLAViT
 from apla_mm.options.launching import join_processes, prepare_launch
-from apla_mm.runs.checkpoint_reader import read_checkpoint
 from apla_mm.tuning.fsdp import check_strategy
 
 STRATEGY = Path(__file__).parents[2] / "configs/_base_/strategies/fsdp.py"

@@ -16,6 +16,7 @@ from apla_mm.convert.full_checkpoint import delta_of
 from apla_mm.delta import DeltaError, save_delta
 from apla_mm.delta.base_file import ENVIRONMENT, find_base, save_base
 from apla_mm.delta.weights_file import read_weights
+from apla_mm.loading.checkpoint_reader import mmengines_types
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,7 +51,7 @@ def main() -> None:
     args = parse_args()
     check_output(args.out, args.force)
     delta, base = delta_of(
-        read_weights(args.checkpoint),
+        read_weights(args.checkpoint, known=mmengines_types()),
         read_weights(args.base).state,
         base_prefix=args.base_prefix,
         channels=args.channels,

@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
-from apla_mm.runs.base_from_config import make_base
+from apla_mm.loading.base_from_config import make_base
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,9 +10,9 @@ from ..class_change import Changed, change
 class ProjectedMultiheadAttention(Changed, nn.MultiheadAttention):
     """Computes what ``nn.MultiheadAttention`` computes, by scaled dot product attention and its ``out_proj`` called.
 
-    The plain module passes ``out_proj.weight`` to a function, so that a layer put in its place is never asked; and it
-    computes attention weights, N x N for each head, unless told not to. Here they are computed where the caller needs
-    them. mmcv's wrapper asks for them and throws them away, so under it they are not.
+    The plain module passes ``out_proj.weight`` to a function, so that a layer that replaces it is never called; and it
+    computes attention weights, N x N for each head, unless ``need_weights=False``. Here they are computed where the
+    caller needs them. mmcv's wrapper asks for them and throws them away, so under it they are not.
 
     Attributes:
         weights_are_used: False if whoever calls this never looks at the attention weights.

@@ -32,14 +32,14 @@ def read_pretrained(path: str | Path) -> dict[str, Tensor]:
         kind = kind_of(path)
         if kind is Kind.DELTA:
             raise ValueError(
-                "it is a delta, of which load_from takes all; or name a plain checkpoint that "
+                f"'{path}' is a delta, of which load_from takes all; or name a plain checkpoint that "
                 "tools/model_converters/merge_delta.py makes of it"
             )
         tensors = _unwrap(read_pickle(path)) if kind is Kind.PICKLE else read_weights(path).state
         if not tensors:
-            raise ValueError("it holds no state dict")
+            raise ValueError(f"'{path}' holds no state dict")
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"pretrained='{path}': {error}") from error
+        raise type(error)(f"pretrained: {error}") from error
     for prefix in _PREFIXES:
         if any(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

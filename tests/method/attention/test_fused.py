@@ -196,7 +196,7 @@ def test_kept_are_qkv_and_what_is_projected(name, masked, trainable):
 @pytest.mark.parametrize("name", KINDS)
 def test_no_scores_are_kept(name, monkeypatch):
     _, fused, _ = make_pair(name, dtype=torch.float)
-    monkeypatch.setattr(fused, "_FUSED", {})
+    monkeypatch.setattr("apla_mm.method.attention.fused._FUSED", {})
     written_out = make_plain(name, torch.float)
     adapt(written_out, r=3)
     x, kwargs = arguments(name, False, torch.float)
@@ -443,7 +443,7 @@ def test_swin_computes_what_the_plain_one_does(package):
 def test_swin_keeps_no_scores(package, monkeypatch):
     written_out, fused = make_swin(package), make_swin(package)
     adapt(fused, r=4)
-    monkeypatch.setattr(fused, "_FUSED", {})
+    monkeypatch.setattr("apla_mm.method.attention.fused._FUSED", {})
     adapt(written_out, r=4)
     x = torch.randn(2, 3, SIZE, SIZE)
     # windows of 12 x 12 and 8 x 8 patches; nothing is kept in the first block, and the second of each stage has a mask

@@ -4,9 +4,10 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from apla_mm.measure import SavedTensors
-from apla_mm.method import adapt, merge
+from apla_mm.method import PartialLinear, adapt, merge
 from apla_mm.method.attention.multihead import ProjectedMultiheadAttention
 
 L, S, B, E, HEADS = 5, 7, 2, 8, 2
@@ -140,6 +141,13 @@ def test_keys_and_values_of_its_own_are_refused(kwargs):
         adapt(Holder(**kwargs), r=3)
 
 
-def test_bare_module_is_refused():
-    with pytest.raises(ValueError, match="itself a MultiheadAttention"):
-        adapt(nn.MultiheadAttention(E, HEADS), r=3)
+def test_bare_module_is_adapted_and_merged_where_it_is():
+    attention = nn.MultiheadAttention(E, HEADS, batch_first=True)
+    x = torch.randn(2, 5, E)
+    expected = attention(x, x, x)[0]
+    adapt(attention, r=3)
+    assert isinstance(attention.out_proj, PartialLinear)
+    torch.testing.assert_close(attention(x, x, x)[0], expected)
+    merge(attention)
+    assert type(attention) is nn.MultiheadAttention and type(attention.out_proj) is NonDynamicallyQuantizableLinear
+    torch.testing.assert_close(attention(x, x, x)[0], expected)

@@ -7,6 +7,7 @@ for plain checkpoints to decide; a delta is of one model.
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,16 +18,24 @@ from ..text import listed
 
 
 class _StrictMetadata(OrderedDict):
-    """Modules' versions of a state dict, the one part of it that mmengine hands on as it is, and asks first."""
+    """Modules' versions of a state dict, the one part of it that mmengine hands on unchanged, and asks first."""
 
-    source: str
-    shapes: dict[str, tuple[int, ...]]
+    source = ""
 
     def get(self, key: str, default: Any = None) -> Any:
         # '' is asked for once, for the whole model and before anything is written to it
-        if key == "" and (model := model_being_loaded(sys._getframe(1))) is not None:
-            check_fits(model, self.shapes, self.source)
+        if key == "" and (loading := model_being_loaded(sys._getframe(1))) is not None:
+            check_fits(*loading, self.source)
         return super().get(key, default)
+
+    def __reduce__(self) -> Any:
+        # as mmengine's own: files are read without this package
+        return OrderedDict, (), None, None, iter(self.items())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_StrictMetadata":
+        copied = _StrictMetadata(deepcopy(list(self.items()), memo))
+        copied.source = self.source
+        return copied
 
 
 def must_fit(state: "OrderedDict[str, Tensor]", source: str) -> "OrderedDict[str, Tensor]":
@@ -41,28 +50,27 @@ def must_fit(state: "OrderedDict[str, Tensor]", source: str) -> "OrderedDict[str
     """
     metadata = _StrictMetadata(getattr(state, "_metadata", {}))
     metadata.source = source
-    metadata.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     state._metadata = metadata  # type: ignore[attr-defined]
     return state
 
 
-def check_fits(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
+def check_fits(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Check that a state dict has all weights of a model.
 
     Raises:
         DeltaError: It has not; names those that it lacks, or that have other shapes.
     """
     own = model.state_dict()
-    missing = own.keys() - shapes.keys()
+    missing = own.keys() - state.keys()
     others = [
-        f"{name} ({shapes[name]}, not {tuple(tensor.shape)})"
+        f"{name} ({tuple(state[name].shape)}, not {tuple(tensor.shape)})"
         for name, tensor in own.items()
-        if name in shapes and shapes[name] != tuple(tensor.shape)
+        if name in state and state[name].shape != tensor.shape
     ]
     parts = [f"it lacks {listed(missing)}"] if missing else []
     parts += [f"{listed(others)} are of another shape"] if others else []
     if parts:
-        more = shapes.keys() - own.keys()
+        more = state.keys() - own.keys()
         raise DeltaError(
             f"delta '{source}' is not of this model, and nothing was loaded: {'; '.join(parts)}"
             f"{f'; the model lacks {listed(more, 3)}' if more else ''}. Use the config that it was trained with; to "

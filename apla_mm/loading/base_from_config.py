@@ -15,8 +15,8 @@ from torch import Tensor
 from ..delta import DeltaError, base_digests, check_base, load_delta
 from ..delta.base_file import BASE_FILE, base_name, find_base, save_base
 from ..internals import load_path, resumes
+from ..processes import in_main_process
 from ..text import listed
-from .processes import in_main_process
 
 SUFFIX = ".delta.safetensors"  #: of a delta, in place of its checkpoint's
 
@@ -106,7 +106,7 @@ def _provide_base(runner: Runner) -> None:
     def provide() -> None:
         try:
             name = load_delta(path).header.extra[BASE_FILE]
-        except (DeltaError, KeyError):  # for the reader to tell
+        except (DeltaError, KeyError):  # for the reader to report
             return
         try:
             find_base(name, Path(path))

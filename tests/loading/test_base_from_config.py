@@ -14,9 +14,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
-from apla_mm.delta import BaseMismatchError
-from apla_mm.runs.base_from_config import initial_state, make_base
-from apla_mm.runs.checkpoint_reader import read_checkpoint
+from apla_mm.delta import BaseMismatchError, DeltaError
+from apla_mm.loading.base_from_config import initial_state, make_base
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 TOOL = Path(__file__).parents[2] / "tools/model_converters/make_base.py"
 DELTA = "iter_1.delta.safetensors"
@@ -53,12 +53,12 @@ def run(
     make_data_set: Callable[[Path], Path],
     make_segmentation_config: Callable[[Path, Path], Config],
 ) -> Config:
-    """The config of a run that began with pretrained weights and saved both checkpoint and delta."""
+    """The config of a run that began with pretrained weights and wrote a delta."""
     folder = tmp_path_factory.mktemp(request.param)
     cfg = make_segmentation_config(make_data_set(folder / "scenes"), folder / "work")
     cfg.model.backbone = backbone_with(request.param, write_weights(request.param, folder / "vit.pth", 1))
-    hook = dict(type="APLAHook", save="both") | (dict(r=4) if request.param == "VisionTransformer" else {})
-    cfg.custom_hooks = [hook]
+    hook = dict(type="APLAHook") | (dict(r=4) if request.param == "VisionTransformer" else {})
+    cfg.custom_hooks = [hook, dict(type="DeltaHook")]
     cfg.default_hooks.checkpoint = dict(type="AtomicCheckpointHook", by_epoch=False, interval=1)
     Runner.from_cfg(deepcopy(cfg)).train()
     return cfg
@@ -101,10 +101,10 @@ def test_runner_finds_the_base_as_its_config_names_it(trained: Config, lonely: P
 def test_other_weights_are_refused_with_what_differs(trained: Config, lonely: Path, tmp_path: Path) -> None:
     kind = trained.model.backbone.type
     trained.model.backbone = backbone_with(kind, write_weights(kind, tmp_path / "vit.pth", 2))
-    with pytest.raises(RuntimeError, match="needs its base.*names are not its base: it was trained on another base"):
+    with pytest.raises(DeltaError, match="needs its base.*names are not its base: it was trained on another base"):
         scores(trained, lonely)
     (tmp_path / "vit.pth").unlink()
-    with pytest.raises(RuntimeError, match=r"names are not its base: .*vit\.pth"):
+    with pytest.raises(DeltaError, match=r"names are not its base: .*vit\.pth"):
         scores(trained, lonely)
     assert not (lonely.parent / "bases").exists()
 

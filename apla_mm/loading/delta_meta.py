@@ -1,4 +1,4 @@
-"""What a delta's header tells of mmengine's checkpoint, and a checkpoint's ``meta`` out of it."""
+"""What a delta's header records of mmengine's checkpoint, and a checkpoint's ``meta`` out of it."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ def extra_of(meta: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, 
     """Entries of ``header.extra`` for a checkpoint.
 
     ``meta`` is kept as the text of a Python literal: data sets' metainfo has tuples, and ints as keys, which JSON has
-    not. What has no literal is left out and told.
+    not. What has no literal is left out, with a warning.
 
     Args:
         meta: The checkpoint's.
@@ -75,7 +75,9 @@ def scores_of(checkpoint: Mapping[str, Any]) -> dict[str, float]:
 def as_json(values: Any) -> Any:
     """Values as JSON has them."""
     return json.loads(
-        json.dumps(values, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
+        json.dumps(
+            values, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value), skipkeys=True
+        )
     )
 
 

@@ -21,10 +21,13 @@ _STATISTICS = ("min", "max", "mean", "current")
 
 
 def _statistics_method(owner: Any, name: str) -> Any:
-    """Stands in for ``getattr``, by which a pickled HistoryBuffer names its methods; the real one would open all."""
+    """Replaces ``getattr``, by which a pickled HistoryBuffer names its methods; the real one would open all."""
     if owner is HistoryBuffer and name in _STATISTICS:
         return getattr(owner, name)
     raise pickle.UnpicklingError(f"the attribute '{name}' of {owner!r}")
+
+
+_GETATTR = (_statistics_method, "builtins.getattr")
 
 
 def mmengines_types() -> list[Any]:
@@ -37,12 +40,21 @@ def mmengines_types() -> list[Any]:
         for name in ("_reconstruct", "scalar")
         for core in ("core", "_core")
     ]
-    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *functions, (_statistics_method, "builtins.getattr")]
+    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *functions, _GETATTR]
 
 
-# the original mmengine cannot read its own checkpoints with weights_only=True, torch's default since 2.6
-if not hasattr(mmengine.runner.checkpoint, "get_torch_safe_globals"):
-    torch.serialization.add_safe_globals(mmengines_types())
+def _add_safe_globals() -> None:
+    """Let mmengine read its own checkpoints with ``weights_only=True``, torch's default since 2.6.
+
+    The original one allows nothing for it, OneDL's not all dtypes of NumPy that scores may have.
+    """
+    types = mmengines_types()
+    if hasattr(mmengine.runner.checkpoint, "get_torch_safe_globals"):
+        types.remove(_GETATTR)  # the other has its own
+    torch.serialization.add_safe_globals(types)
+
+
+_add_safe_globals()
 
 
 @CheckpointLoader.register_scheme(prefixes=r".*\.safetensors$")
