@@ -5,12 +5,15 @@ Checked with mmengine 0.10.7, onedl-mmengine 0.10.12 and torch 2.13.0.
 Nothing of theirs is replaced: no function, no default, no loader, no file backend. What is added, under names of its
 own, by :mod:`apla_mm.registration`: entries in mmengine's registries; the file backend ``apla_mm.atomic``, used where
 AtomicCheckpointHook asks for it; a loader of checkpoints whose names end in ``.safetensors``, which mmengine cannot
-read; and the types that mmengine's own checkpoints hold, which torch would refuse and mmengine does not allow, or not
-all of them, to torch's list of what ``weights_only=True`` may read.
+read, and one of those whose names begin with ``apla-mm:``, as CheckpointReaderHook has its runner's begin; and the
+types that mmengine's own checkpoints hold, which torch would refuse and mmengine does not allow, or not all of them, to
+torch's list of what ``weights_only=True`` may read.
 
 What is reached into, and why:
 
 - ``Runner._resume``, ``Runner._load_from``: what a run begins with, before it does. There is no public name.
+  CheckpointReaderHook puts the scheme of this package's loader before a path there.
+- ``CheckpointLoader._get_checkpoint_loader``: whether mmengine takes a name for a local file's.
 - ``Runner._randomness_cfg``: whether ranks draw different seeds, which decides about a rank's random numbers.
 - ``OptimWrapper._accumulative_counts``: between steps of the optimizer nothing may be saved or stopped.
 - ``EMAHook._swap_ema_parameters``: a run that is stopped in a validation has the EMA in its model's place.
@@ -34,6 +37,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+SCHEME = "apla-mm:"  #: before a path, for mmengine: that this package reads the file
+
 
 def resumes(runner: Any) -> bool:
     """Whether a runner will go on from a checkpoint, or has."""
@@ -41,9 +46,36 @@ def resumes(runner: Any) -> bool:
 
 
 def load_path(runner: Any) -> str | None:
-    """Where a runner loads weights from, or the checkpoint that it resumes; None if it looks for the latest."""
-    path = getattr(runner, "_load_from", None)
-    return None if path is None else str(path)
+    """Where a runner loads weights from, or the checkpoint that it resumes, without :data:`SCHEME`.
+
+    None if it loads nothing, or still has to look for the latest checkpoint.
+    """
+    path = getattr(runner, _place_of_path(runner), None)
+    return None if path is None else without_scheme(path)
+
+
+def set_load_path(runner: Any, path: str) -> None:
+    """Have a runner load from, or resume, something else."""
+    setattr(runner, _place_of_path(runner), path)
+
+
+def _place_of_path(runner: Any) -> str:
+    # FlexibleRunner may have the path in either
+    return "_resume" if isinstance(getattr(runner, "_resume", None), str) else "_load_from"
+
+
+def without_scheme(path: Any) -> str:
+    """A path as it was before :data:`SCHEME` was put before it."""
+    return str(path).removeprefix(SCHEME)
+
+
+def is_local_file(path: str) -> bool:
+    """Whether mmengine's CheckpointLoader takes this for the path of a local file, or this package's does."""
+    from mmengine.runner import CheckpointLoader
+    from mmengine.runner.checkpoint import load_from_local
+
+    loader = CheckpointLoader._get_checkpoint_loader(path)
+    return loader is load_from_local or loader.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def ranks_differ(runner: Any) -> bool:

@@ -13,6 +13,8 @@ from timm.layers import LayerNorm2d
 
 from .data.data_check_hook import DataCheckHook
 from .loading import checkpoint_reader  # noqa: F401  a loader, under a name of its own
+from .loading.checkpoint_reader_hook import CheckpointReaderHook
+from .loading.weights_check_hook import WeightsCheckHook
 from .models import APLAViT, SimpleFeaturePyramid
 from .options.launching import CPUDistributedDataParallel
 from .runs import file_backend  # noqa: F401  a backend, under a name of its own
@@ -34,6 +36,7 @@ PARTS = {
     HOOKS: (
         APLAHook,
         AtomicCheckpointHook,
+        CheckpointReaderHook,
         DataCheckHook,
         DeltaHook,
         FiniteLossHook,
@@ -42,6 +45,7 @@ PARTS = {
         StopSignalHook,
         TrainableCheckHook,
         TrainingLogHook,
+        WeightsCheckHook,
     ),
     LOOPS: (ResumableTrainLoop,),
     MODELS: (APLAViT, SimpleFeaturePyramid),

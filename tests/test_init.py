@@ -1,9 +1,7 @@
 """What an import of the package loads, registers and leaves alone, in fresh processes."""
 
-import subprocess
-import sys
-
 import pytest
+from helpers.processes import run_python
 
 CODE = """
 import sys
@@ -25,9 +23,7 @@ TORCHS_OWN = ["torch", "torchgen", "functorch", "typing_extensions", "sympy", "m
 
 def run(code: str, *allowed: str) -> str:
     blocked = CODE.format(allowed={"apla_mm", *TORCHS_OWN, *allowed}, code=code)
-    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return run_python(blocked).stdout.strip()
 
 
 def test_five_lines_for_a_torch_model_need_torch_alone():
@@ -67,13 +63,13 @@ print(tuple(vit(torch.randn(1, 3, 32, 32))[0].shape))
 
 
 OTHERS = ("mmengine", "mmcv", "mmseg", "mmdet", "mmpretrain", "timm", "torchvision", "transformers")
-LIGHT = ("apla_mm", "apla_mm.method", "apla_mm.delta", "apla_mm.delta.weights_file", "apla_mm.tasks", "apla_mm.text")
+LIGHT = tuple(
+    f"apla_mm{part}" for part in ("", ".method", ".dense", ".delta", ".delta.weights_file", ".tasks", ".text")
+)
 
 
 def fresh(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
+    return run_python(code).stdout.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -1,13 +1,12 @@
 """A failure in one process ends all, whatever its type: real processes that talk by gloo."""
 
-import multiprocessing
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed
+from helpers.processes import in_group
 
 from apla_mm.delta import DeltaError
 from apla_mm.processes import in_every_process, in_main_process
@@ -22,28 +21,15 @@ FAILURES = (
 )
 
 
-def _run(rank: int, folder: str, action: Callable[[int], Any], queue: Any) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
-    start = time.monotonic()
+def outcome(rank: int, action: Callable[[int], Any]) -> tuple[str, Any]:
     try:
-        outcome = "gave", action(rank)
+        return "gave", action(rank)
     except Exception as error:
-        outcome = type(error).__name__, str(error)
-    queue.put((rank, outcome, time.monotonic() - start))
-    torch.distributed.barrier()
+        return type(error).__name__, str(error)
 
 
 def in_three(folder: Path, action: Callable[[int], Any]) -> list[Any]:
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=_run, args=(rank, str(folder), action, queue)) for rank in range(3)]
-    for process in processes:
-        process.start()
-    results = sorted(queue.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    return [outcome for _, outcome, _ in results]
+    return in_group(outcome, folder, action, processes=3, start_method="fork")
 
 
 def test_what_each_gave(tmp_path: Path) -> None:

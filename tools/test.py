@@ -5,19 +5,40 @@ import argparse
 from mmengine.config import Config
 
 from apla_mm.options.command_line import add_common_arguments, build_runner, load_config
+from apla_mm.options.predictions import PredictionsHook, leave_out_labels
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint file")
-    parser.add_argument("--out", help="where to keep predictions: a folder (segmentation) or a .pkl file (detection)")
+    parser.add_argument(
+        "--out",
+        help="where to keep predictions: a folder (segmentation), in which they lie in sub-folders as their images do, "
+        "or a .pkl file (detection)",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="predict for these images, at any depth of the folder, in place of the test's data set; there are no "
+        "labels, and nothing is scored; a detector's predictions are written in COCO's format too. Needs --out, --show "
+        "or --show-dir",
+    )
+    parser.add_argument(
+        "--unlabelled",
+        action="store_true",
+        help="the test's data set has no label maps (segmentation), or an annotation file with images and categories "
+        "alone (detection): as --images, of that data set. Needs --out, --show or --show-dir",
+    )
     parser.add_argument("--show", action="store_true", help="show predictions in a window")
     parser.add_argument("--show-dir", help="draw predictions into this folder")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds that --show waits at each image")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     add_common_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.images or args.unlabelled) and not (args.out or args.show or args.show_dir):
+        parser.error("--images and --unlabelled score nothing: give --out, --show or --show-dir for the predictions")
+    return args
 
 
 def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
@@ -42,16 +63,18 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args)
     cfg.load_from = args.checkpoint
+    detection = cfg.get("default_scope") == "mmdet"
     if args.show or args.show_dir:
         enable_drawing(cfg, args)
-    if args.tta:
-        enable_tta(cfg)
-    detection = cfg.get("default_scope") == "mmdet"
-    if args.out and not detection:
-        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
     if args.out and detection and not args.out.endswith((".pkl", ".pickle")):
         raise SystemExit(f"--out of a detection config must be a .pkl file, and is {args.out}")
+    if args.images or args.unlabelled:
+        leave_out_labels(cfg, args.images, args.out)
+    if args.tta:
+        enable_tta(cfg)
     runner = build_runner(cfg, ("test_dataloader",))
+    if args.out and not detection:
+        runner.register_hook(PredictionsHook(args.out))
     if args.out and detection:
         from mmdet.evaluation import DumpDetResults
 

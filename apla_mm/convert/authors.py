@@ -7,27 +7,131 @@ those that train first: ``proj_weight1`` (r, in) and ``proj_bias1`` (r,) are the
 The permutation is drawn when the model is built, and loading does not always restore it: the forward pass reads views
 of the tensor that was drawn, and what is saved and loaded is a buffer, which, once the model was moved to a GPU, is
 another tensor. So a run that is resumed there computes with a new permutation, and saves the old one. Without the
-right one the channels cannot be put into their places, and nothing else in a state dict shows it.
+right one the channels cannot be put into their places, and nothing else in a state dict shows it. A run that is resumed
+on a CPU, or that begins from a ``pretrained_path``, which is loaded before the model is moved, computes with what it
+saves. The settings of the run, the checkpoint's ``parameters``, tell these apart.
+
+With ``partial_size: full``, for several GPUs, projections are plain, and train whole. What is trained without labels
+has a student and a teacher.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..delta.weights_file import Weights
-from ..text import listed
+from ..delta.pickles import read_pickle
+from ..delta.weights_file import Kind, Weights, kind_of, read_weights, weights_in
+from ..text import listed, printable
 
 _PARTS = ("proj_weight1", "proj_weight2", "proj_bias1", "proj_bias2")
 _INDICES = ("inds", "indices")
+_MODELS = ("student", "teacher")  #: of training without labels
+_STATES = ("state_dict", "model", "module")  #: where a checkpoint has its state dict
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 def is_authors(state: Mapping[str, Any]) -> bool:
     """Whether a state dict has projections in two parts."""
     return any(name.rpartition(".")[2] in _PARTS for name in state)
+
+
+def read_authors(path: str | Path, part: str | None = None) -> Weights:
+    """Read a checkpoint of the authors' code.
+
+    Args:
+        path: The file.
+        part: ``'student'`` or ``'teacher'``, where it holds both.
+
+    Returns:
+        Its state dict, or that of the part, and what lies beside it. ``original_state`` there is of the same part,
+        under the same names.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds no state dict, or not that part, or both and ``part`` is None.
+    """
+    path = Path(path)
+    checkpoint = read_pickle(path) if kind_of(path) is Kind.PICKLE else None
+    entries = checkpoint if isinstance(checkpoint, dict) else {}
+    for holder in (entries, *(entries.get(key) for key in _STATES)):
+        if isinstance(holder, dict) and (models := [name for name in _MODELS if isinstance(holder.get(name), dict)]):
+            rest = {key: value for key, value in entries.items() if key not in (*_MODELS, *_STATES)}
+            own = weights_in(holder[_chosen(models, part, path)], path)
+            return _with_original(Weights(own.state, {**rest, **own.rest}), part)
+    weights = read_weights(path) if checkpoint is None else weights_in(checkpoint, path)
+    state = without_prefix(weights.state, "module.")
+    if models := _models_in(state):
+        state = _of_model(state, _chosen(models, part, path))
+    elif part is not None:
+        raise ValueError(f"'{path}' holds neither a student nor a teacher, but {listed(state, 3)}: leave --part out")
+    return _with_original(replace(weights, state=state), part)
+
+
+def without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A state dict without what all of its names begin with, if they do."""
+    if not all(str(name).startswith(prefix) for name in state):
+        return dict(state)
+    return {str(name).removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def full_state(weights: Weights) -> dict[str, Tensor] | None:
+    """The state dict of a run whose projections trained in full, which is plain already.
+
+    Args:
+        weights: The authors' checkpoint.
+
+    Returns:
+        The state dict, without a prefix of DDP; None if projections trained in part, or its settings do not say so.
+
+    Raises:
+        ValueError: The settings say so, and there are no such projections.
+    """
+    if is_authors(weights.state) or _setting(weights, "model_params", "adaptation", "params", "partial_size") != "full":
+        return None
+    state = without_prefix(weights.state, "module.")
+    if not full_projections(state):
+        raise ValueError(
+            f"its parameters say partial_size: full, and no 'attn.proj.weight' is in it: {listed(state, 3)}"
+        )
+    return state
+
+
+def full_projections(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the projections that the authors' code trains in full."""
+    return [name.removesuffix(".weight") for name in state if f".{name}".endswith(".attn.proj.weight")]
+
+
+def check_full(state: Mapping[str, Tensor], base: Mapping[str, Tensor], base_prefix: str = "") -> None:
+    """Check that what was frozen while projections trained in full is the base's.
+
+    Args:
+        state: After training.
+        base: Before it.
+        base_prefix: What the names in ``state`` have before the base's.
+
+    Raises:
+        ValueError: It is not.
+    """
+    roots = {re.split(r"(?:^|(?<=\.))blocks\.", name)[0] for name in full_projections(state)}  # heads train too
+    moved = [
+        name
+        for name, tensor in state.items()
+        if (before := base.get(name.removeprefix(base_prefix))) is not None
+        and name.startswith(tuple(roots))
+        and not (name.startswith("fc.") or ".attn.proj." in f".{name}")
+        and before.shape == tensor.shape
+        and not torch.equal(before, tensor)
+    ]
+    if moved:
+        raise ValueError(
+            f"{listed(moved, 3)} differ from the base, and were frozen: it is of another base. If the run began from a "
+            "pretrained_path, give that as --base"
+        )
 
 
 def plain_state(
@@ -48,9 +152,11 @@ def plain_state(
         ValueError: There are no such projections, or one does not fit together; names which and why.
     """
     if not is_authors(state):
-        raise ValueError(f"there is no 'proj_weight1' in it, but {listed(state.keys(), 3)}: this checkpoint is plain")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        raise ValueError(
+            f"there is no 'proj_weight1' in it, but {listed(state.keys(), 3)}: this checkpoint is plain. Use it as it "
+            "is; tools/model_converters/extract_delta.py makes a delta of it"
+        )
+    state = without_prefix(state, "module.")
     attentions = [name.rpartition(".")[0] for name in state if name.rpartition(".")[2] in _PARTS]
     # of the authors' other releases, and no tensor of the plain model
     plain = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] != "partial_size"}
@@ -74,21 +180,27 @@ def plain_state(
 
 
 def check_not_resumed(weights: Weights, base: Mapping[str, Tensor], base_prefix: str = "") -> bool:
-    """Refuse a checkpoint of a run that did not start from its base, and so computed with other ``inds`` than it saved.
+    """Refuse a checkpoint of a run that was resumed on GPUs, and so computed with other ``inds`` than it saved.
+
+    What a run says of itself counts first: without ``restore_session`` it was not resumed, and without GPUs resuming
+    did no harm. Else it must have started from its base.
 
     Args:
-        weights: The authors' checkpoint. Its ``original_state`` is what its run started from, if it is there.
+        weights: The authors' checkpoint. Its ``parameters`` are the run's settings, its ``original_state`` is what it
+            started from, if they are there.
         base: The state dict before training.
         base_prefix: What the checkpoint's names have before the base's.
 
     Returns:
-        Whether that is known: not if the checkpoint does not hold what its run started from.
+        Whether it is known that ``inds`` are right: not if the checkpoint holds neither.
 
     Raises:
         ValueError: It started from something else.
     """
     if not any(name.rpartition(".")[2] == "inds" for name in weights.state):
         return True  # 'indices' are what the forward pass reads
+    if _setting(weights, "training_params", "restore_session") is False or _ran_on_cpu(weights):
+        return True
     original = weights.rest.get("original_state")
     if not isinstance(original, dict) or not all(isinstance(tensor, Tensor) for tensor in original.values()):
         return False
@@ -99,13 +211,74 @@ def check_not_resumed(weights: Weights, base: Mapping[str, Tensor], base_prefix:
     known = {projection: base.get(f"{projection}.weight".removeprefix(base_prefix)) for projection in channels}
     for projection, before in known.items():
         if before is not None and not torch.equal(start[f"{projection}.weight"], before):
-            raise ValueError(
-                f"projection '{projection}': the run that saved this checkpoint did not start from the base: it was "
-                "resumed, and then the authors' code computes with newly drawn 'inds' and saves the old ones. So the "
-                "trained channels' places are not known. If all its runs were given a file of channels (inds_path), "
-                "name it by --inds; else take a checkpoint from before the run was resumed"
-            )
+            raise ValueError(f"projection '{projection}': {_resumed(weights)}")
     return all(before is not None for before in known.values())
+
+
+def _resumed(weights: Weights) -> str:
+    """Why ``inds`` of a run that did not start from its base are not trusted, and what to do."""
+    says = _setting(weights, "training_params", "restore_session")
+    how = "says restore_session, on GPUs" if says is True else "does not say otherwise: its restore_session is missing"
+    inds = _setting(weights, "model_params", "adaptation", "params", "inds_path")
+    file = (
+        f"If all its runs were given the file '{printable(inds)}',"
+        if isinstance(inds, str)
+        else ("If all its runs were given a file of channels (inds_path),")
+    )
+    start = _setting(weights, "transfer_learning_params", "pretrained_path")
+    began = f"'{printable(start)}'" if isinstance(start, str) and start else "a pretrained_path"
+    return (
+        "the run that saved this checkpoint did not start from the base: it was resumed, and then the authors' code "
+        f"computes with newly drawn 'inds' and saves the old ones; the checkpoint {how}. So the trained channels' "
+        f"places are not known. {file} name it by --inds; if it began from {began} and was not resumed, give that, "
+        "converted, as --base; else take a checkpoint from before the run was resumed"
+    )
+
+
+def _ran_on_cpu(weights: Weights) -> bool:
+    used, gpus = (_setting(weights, "system_params", key) for key in ("use_GPU", "world_size"))
+    return used is False or (type(gpus) is int and gpus == 0)
+
+
+def _setting(weights: Weights, *keys: str) -> Any:
+    """One of a run's settings; None if the checkpoint does not tell it."""
+    found: Any = weights.rest.get("parameters")
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _models_in(state: Mapping[str, Any]) -> list[str]:
+    return [model for model in _MODELS if any(str(name).startswith(f"{model}.") for name in state)]
+
+
+def _of_model(state: Mapping[str, Any], model: str) -> dict[str, Any]:
+    return {name.removeprefix(f"{model}."): t for name, t in state.items() if str(name).startswith(f"{model}.")}
+
+
+def _chosen(models: Sequence[str], part: str | None, path: Path) -> str:
+    if part is None and len(models) > 1:
+        raise ValueError(
+            f"'{path}' holds a student and a teacher: say which by --part student or --part teacher. The authors' code "
+            "evaluates the teacher, the mean of the student over training"
+        )
+    if part is not None and part not in models:
+        raise ValueError(f"'{path}' holds no {part}, but a {models[0]}: give --part {models[0]}, or leave it out")
+    return part or models[0]
+
+
+def _with_original(weights: Weights, part: str | None) -> Weights:
+    """With an ``original_state`` of the same model and under the same names as the state dict."""
+    original = weights.rest.get("original_state")
+    if not isinstance(original, dict):
+        return weights
+    original = without_prefix(original, "module.")
+    if models := _models_in(original):  # of what is saved of them the teacher's backbone is the usual part
+        original = _of_model(original, part if part in models else models[-1])
+        backbone = {name: tensor for name, tensor in original.items() if name.startswith("backbone.")}
+        if not any(name.startswith("backbone.") for name in without_prefix(weights.state, "module.")):
+            original = without_prefix(backbone, "backbone.")
+    return replace(weights, rest={**weights.rest, "original_state": original})
 
 
 def _checked(parts: Mapping[str, Tensor], trained: Sequence[int] | None) -> tuple[Tensor, int]:

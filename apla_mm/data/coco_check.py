@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..text import first_few
+from ..option_values import pasted
+from ..text import first_few, quoted
 from .coco_file import CocoFile
 from .folders import is_local
 from .reading import DataError, check_evenly, read_image
+from .similar_files import hint_at
 
 
 def is_coco(cls: type | None, plain: bool = False) -> bool:
@@ -36,6 +38,7 @@ def check_annotations(
     annotated: bool = True,
     truths: Sequence[str] = (),
     min_size: float = 0,
+    filter_empty: bool = False,
     box_tolerance: float = 1.0,
     backend_args: Any = None,
 ) -> str:
@@ -48,6 +51,7 @@ def check_annotations(
         annotated: Annotations are asked for, not images alone.
         truths: The annotation files that evaluators compare predictions with.
         min_size: The least side of the images that mmdet keeps.
+        filter_empty: Whether mmdet leaves out images without an annotation of the classes.
         box_tolerance: How many pixels a box may reach out of its image.
         backend_args: Where the file is kept, as in mmengine's data sets.
 
@@ -68,7 +72,7 @@ def check_annotations(
     for truth in truths:
         if abspath(truth) != abspath(path):
             _check_same_images(file, CocoFile(truth, scored=True, backend_args=backend_args))
-    return _summary(file, classes, used)
+    return _summary(file, classes, used) + _left_out(file, classes, min_size, filter_empty)
 
 
 def _check_classes(file: CocoFile, classes: Sequence[str]) -> None:
@@ -96,7 +100,7 @@ def _check_classes(file: CocoFile, classes: Sequence[str]) -> None:
 
 
 def _option(names: Sequence[str]) -> str:
-    return f'--cfg-options "classes={",".join(names)}"'
+    return pasted({"classes": list(names)})
 
 
 def _check_boxes(file: CocoFile, tolerance: float) -> None:
@@ -227,6 +231,23 @@ def _summary(file: CocoFile, classes: Sequence[str], used: np.ndarray) -> str:
     return text
 
 
+def _left_out(file: CocoFile, classes: Sequence[str], min_size: float, filter_empty: bool) -> str:
+    """What the log says of images that mmdet leaves out, and of classes that have nothing."""
+    has_some = np.zeros(len(file.images), dtype=bool)
+    has_some[file.image[_chosen_annotations(file, classes)]] = True
+    empty = ~has_some & filter_empty
+    small = ~empty & (file.sizes.min(axis=1) < min_size)
+    text = ""
+    for wrong, reason in (
+        (empty, "without an annotation of the classes (filter_cfg.filter_empty_gt=True)"),
+        (small, f"with a side under filter_cfg.min_size={min_size:g}"),
+    ):
+        if wrong.any():
+            names = quoted((file.images[i]["file_name"] for i in np.flatnonzero(wrong)), 3)
+            text += f"; {wrong.sum():,} of {len(wrong):,} images are left out, {reason}: {names}"
+    return text
+
+
 def check_images(
     images: Sequence[tuple[str, int, int]],
     time_limit: float | None,
@@ -256,6 +277,7 @@ def check_images(
         if is_local(path, backend_args) and not Path(path).is_file():
             raise DataError(
                 f"the image '{path}' is missing: expected the file_name of the annotation file below data_prefix.img"
+                f"{hint_at(path, 'img', '')}"
             )
 
     def check(image: tuple[str, int, int]) -> None:

@@ -5,9 +5,9 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from mmengine.fileio import get
 
 from .reading import DataError
+from .text_files import decoded_json
 
 _ID = (int, str, float)
 _NUMBER = (int, float)
@@ -83,10 +83,7 @@ class CocoFile:
         return f"'{self.images[image]['file_name']}'"
 
     def _read(self, annotated: bool, backend_args: Any) -> dict[str, Any]:
-        try:
-            content = json.loads(get(self.path, backend_args=backend_args))
-        except (OSError, ValueError) as error:
-            raise DataError(f"the annotation file '{self.path}' cannot be read: {error}; expected JSON") from error
+        content = decoded_json(self.path, backend_args)
         keys = ("images", "annotations", "categories")
         expected = f"expected COCO's format, an object with the lists {', '.join(keys)}"
         if not isinstance(content, dict):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from mmengine.dist import all_gather_object, get_dist_info
+from mmengine.dist import all_gather_object, get_dist_info, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
@@ -16,31 +16,41 @@ from ..processes import in_every_process
 from .coco_check import check_annotations, check_images, is_coco
 from .folders import dataset_class, datasets_of, evaluators_of
 from .heads import heads_of
-from .label_maps import check_segmentation
+from .label_counts import LabelCounts
+from .left_out import images_not_listed
+from .pipelines import steps_of
 from .reading import DataError
+from .segmentation_check import SegmentationCheck
 
 
 class DataCheckHook(Hook):
     """Checks the data of a segmentation or detection config before training or testing starts.
 
-    What is not in order is an error that names the file and what was expected: an empty data set; a missing or
-    unreadable image; a label map of another size than its image, or with a label outside the classes; in COCO's
-    format an annotation that refers to nothing, a box outside its image, a mask that is none, classes that are not
-    the file's categories in the file's order; a head with another number of classes than the data set. With several
-    processes each reads its share of the images, and the first one the annotation files. Training images that
-    cannot be read are only logged where ResumableTrainLoop is set to skip them.
+    Files are read as the data set's own pipeline reads them. What is not in order is an error that names the file and
+    what was expected: an empty data set; a missing or unreadable image; one that is left out for its suffix alone; a
+    label map of another size than its image, or with a label that the heads, or the metrics, neither count nor ignore;
+    label maps that all together have nothing to learn, or no pixel of a class; in COCO's format an annotation that
+    refers to nothing, a box outside its image, a mask that is none, classes that are not the file's categories in the
+    file's order; a head with another number of classes than the data set. With several processes each reads its share
+    of the images, and the first one the annotation files. Training images that cannot be read are only logged where
+    ResumableTrainLoop is set to skip them.
 
     Args:
         time_limit: Seconds for reading each data set's images; what is not reached is not read, and the log says so.
             None reads all.
         box_tolerance: How many pixels a box may reach out of its image.
+        missing_classes: Whether a class without a pixel in all label maps of training is only a warning. It never is
+            an error where there are fewer images than classes.
     """
 
     priority = "VERY_HIGH"
 
-    def __init__(self, time_limit: float | None = 30.0, box_tolerance: float = 1.0) -> None:
+    def __init__(
+        self, time_limit: float | None = 30.0, box_tolerance: float = 1.0, missing_classes: bool = False
+    ) -> None:
         self.time_limit = time_limit
         self.box_tolerance = box_tolerance
+        self.missing_classes = missing_classes
         self._checked: set[str] = set()
 
     def check_annotation_files(self, runner: Runner, loaders: Sequence[str]) -> None:
@@ -62,26 +72,35 @@ class DataCheckHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check what training and validation read."""
-        self._check(runner, "train_dataloader", runner.train_dataloader)
+        trained = self._check(runner, "train_dataloader", runner.train_dataloader)
         if runner.val_loop is not None:
-            self._check(runner, "val_dataloader", runner.val_dataloader)
+            self._check(runner, "val_dataloader", runner.val_dataloader, runner.val_loop, trained)
 
     def before_test(self, runner: Runner) -> None:
         """Check what the test reads."""
-        self._check(runner, "test_dataloader", runner.test_dataloader)
+        self._check(runner, "test_dataloader", runner.test_dataloader, runner.test_loop)
 
-    def _check(self, runner: Runner, name: str, loader: Any) -> None:
+    def _check(
+        self, runner: Runner, name: str, loader: Any, loop: Any = None, trained: LabelCounts | None = None
+    ) -> LabelCounts | None:
         skips = name == "train_dataloader" and getattr(runner.train_loop, "skip_unreadable", False)
         unreadable: list[str] | None = [] if skips else None
+        metrics = None if loop is None else getattr(getattr(loop, "evaluator", None), "metrics", [])
+        maps = SegmentationCheck(name, runner.model, metrics, self.time_limit, self.missing_classes)
+        kinds = []
         for dataset in _unwrapped(loader.dataset):
             kind = in_every_process(partial(_kind_of, name, dataset))
+            kinds.append(kind)
             if kind is None:
                 continue
             if kind == "COCO" and name not in self._checked and is_coco(type(dataset), plain=True):
                 self._check_annotations(runner, name, dataset)
             in_every_process(partial(self._check_heads, runner, name, dataset))
-            check = self._check_images if kind == "COCO" else self._check_label_maps
-            check(name, dataset, unreadable)
+            if kind == "COCO":
+                self._check_images(name, dataset, unreadable)
+            else:
+                self._log(name, *maps.look_at(dataset, unreadable))
+        counts = maps.judge(loader, trained) if "label maps" in kinds else None
         if unreadable is not None:
             told = [text for texts in all_gather_object(unreadable) for text in texts]
             if told:
@@ -89,17 +108,20 @@ class DataCheckHook(Hook):
                     f"{name}: {len(told)} samples will be skipped, as train_cfg.skip_unreadable says: {'; '.join(told)}"
                 )
                 print_log(text, logger="current", level=logging.WARNING)
+        return counts
 
     def _check_annotations(self, runner: Runner, name: str, dataset: Any) -> None:
         evaluators = [] if name == "train_dataloader" else evaluators_of(runner.cfg, name)
         scoring = [evaluator for evaluator in evaluators if not evaluator.get("format_only")]
         one = len(datasets_of(runner.cfg, name)) == 1  # of several sets, each is a part of what is scored
+        kept = {} if dataset.test_mode else dataset.filter_cfg or {}
         settings = dict(
-            masks=any(getattr(step, "with_mask", False) for step in _steps(dataset.pipeline))
+            masks=any(getattr(step, "with_mask", False) for step in steps_of(dataset.pipeline))
             or any("segm" in evaluator.get("metric", "") for evaluator in scoring),
             annotated=not evaluators or bool(scoring),
             truths=[evaluator["ann_file"] for evaluator in scoring if one and evaluator.get("ann_file")],
-            min_size=0 if dataset.test_mode else (dataset.filter_cfg or {}).get("min_size", 0),
+            min_size=kept.get("min_size", 0),
+            filter_empty=kept.get("filter_empty_gt", False),
             box_tolerance=self.box_tolerance,
             backend_args=dataset.backend_args,
         )
@@ -122,19 +144,18 @@ class DataCheckHook(Hook):
                     "num_classes of every head, or the data set's metainfo.classes"
                 )
 
-    def _check_label_maps(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
-        infos = [dataset.get_data_info(i) for i in _share(dataset)]
-        classes = len(dataset.metainfo["classes"])
-        read = in_every_process(lambda: check_segmentation(infos, classes, self.time_limit, unreadable))
-        self._log(name, read, len(infos))
-
     def _check_images(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
         infos = (dataset.get_data_info(i) for i in _share(dataset))
         images = [(info["img_path"], info["width"], info["height"]) for info in infos]
         how = dict(flag="color", backend="cv2")
-        for step in _steps(dataset.pipeline):
+        for step in steps_of(dataset.pipeline):
             if hasattr(step, "color_type"):
                 how = dict(flag=step.color_type, backend=step.imdecode_backend)
+        paths = [path for shares in all_gather_object([path for path, _, _ in images]) for path in shares]
+        if is_main_process():
+            said = images_not_listed((dataset.data_prefix or {}).get("img"), paths, dataset.backend_args)
+            if said:
+                print_log(f"{name}: {said}", logger="current")
         read = in_every_process(lambda: check_images(images, self.time_limit, dataset.backend_args, unreadable, **how))
         self._log(name, read, len(images))
 
@@ -151,7 +172,9 @@ def _kind_of(name: str, dataset: Any) -> str | None:
         return None
     if is_coco(type(dataset)):
         return "COCO"
-    return "label maps" if "seg_map_path" in dataset.get_data_info(0) and dataset.metainfo.get("classes") else None
+    # mmseg's data sets have both keys, where they know of label maps
+    segmentation = {"seg_map_path", "seg_fields"} & dataset.get_data_info(0).keys()
+    return "label maps" if segmentation and dataset.metainfo.get("classes") else None
 
 
 def _share(dataset: Any) -> range:
@@ -167,17 +190,6 @@ def _unwrapped(dataset: Any) -> Iterator[Any]:
         return
     for one in wrapped:
         yield from _unwrapped(one)
-
-
-def _steps(node: Any) -> Iterator[Any]:
-    """The transforms of a pipeline, and those inside others."""
-    if isinstance(node, list | tuple):
-        for step in node:
-            yield from _steps(step)
-    elif node is not None:
-        yield node
-        for name in ("transforms", "subroutines"):
-            yield from _steps(getattr(node, name, None))
 
 
 def _where(dataset: Any) -> str:

@@ -188,4 +188,5 @@ def _reason(error: Exception) -> str:
         return f"it would run '{printable(found.group(1))}', as no checkpoint does: do not trust it"
     _, _, told = str(error).partition("WeightsUnpickler error:")
     lines = [line.strip() for line in (told or str(error)).splitlines() if line.strip()]
-    return printable(lines[0] if lines else type(error).__name__)
+    reason = printable(lines[0] if lines else type(error).__name__)
+    return reason if told else f"{reason}: it is damaged, or no checkpoint of torch: copy or download it again"

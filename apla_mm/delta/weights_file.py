@@ -14,6 +14,7 @@ from torch import Tensor
 from ..text import listed, printable
 from .base_file import is_base_name, load_base
 from .file import KEY
+from .other_files import fault_of
 from .pickles import Inert, read_pickle
 
 _STATES = ("state_dict", "model", "module")
@@ -52,7 +53,7 @@ def kind_of(path: str | Path) -> Kind:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or a folder.
+        ValueError: It is damaged, a folder, or of another kind: says which it seems to be.
     """
     path = Path(path)
     if not path.exists():
@@ -61,15 +62,17 @@ def kind_of(path: str | Path) -> Kind:
         raise ValueError(f"'{path}' is not a file, but a folder or device")
     with open(path, "rb") as file:
         start = file.read(9)
+    fault = "" if start[8:] == b"{" else fault_of(path)
     if start[8:] != b"{" and path.suffix != ".safetensors":
+        if fault:
+            raise ValueError(f"'{path}' cannot be read: {fault}")
         return Kind.PICKLE
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except Exception as error:  # a damaged file fails in any way
-        raise ValueError(
-            f"'{path}' is not a safetensors file, or damaged ({printable(error)}): copy it again"
-        ) from error
+        fault = fault.removesuffix(": copy or download it again") or printable(error)
+        raise ValueError(f"'{path}' is not a safetensors file, or damaged ({fault}): copy it again") from error
     if KEY in metadata:
         return Kind.DELTA
     return Kind.BASE if is_base_name(path.name) else Kind.SAFETENSORS

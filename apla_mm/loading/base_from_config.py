@@ -17,6 +17,8 @@ from ..delta.base_file import BASE_FILE, base_name, find_base, save_base
 from ..internals import load_path, resumes
 from ..processes import in_main_process
 from ..text import listed
+from .checkpoint_reader import by_this_reader
+from .checkpoint_reader_hook import read_init_cfg_by_apla_mm
 
 SUFFIX = ".delta.safetensors"  #: of a delta, in place of its checkpoint's
 
@@ -34,10 +36,11 @@ def initial_state(cfg: Config) -> dict[str, Tensor]:
         model: Any = MODELS.build(cfg.model)
         if isinstance(model, BaseTTAModel):
             model = model.module
+        read_init_cfg_by_apla_mm(model)
         if hasattr(model, "init_weights"):
             model.init_weights()
     if cfg.get("load_from"):
-        load_checkpoint(model, cfg.load_from, map_location="cpu")
+        load_checkpoint(model, by_this_reader(cfg.load_from), map_location="cpu")
     return dict(model.state_dict())
 
 

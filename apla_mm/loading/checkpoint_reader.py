@@ -7,16 +7,20 @@ from typing import Any
 import mmengine.runner.checkpoint
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 
 from ..delta import DeltaError, load_delta
 from ..delta.base_file import BASE_FILE, find_base, load_base, merged_state
-from ..delta.pickles import read_pickle
+from ..delta.pickles import Inert, read_pickle
 from ..delta.weights_file import Kind, kind_of, read_weights
+from ..internals import SCHEME, is_local_file, without_scheme
+from ..text import first_few, printable
 from .delta_meta import meta_of, with_versions
+from .plain_values import without_inert
 from .strict_delta import must_fit
 
+_WHOLE = "holds a whole object {}, not a state dict: where its code is, torch.save its state_dict()"
 _STATISTICS = ("min", "max", "mean", "current")
 
 
@@ -118,3 +122,53 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
     if kind_of(path) is not Kind.PICKLE:
         return load_from_safetensors(path, map_location)
     return read_pickle(path, map_location, known=mmengines_types())
+
+
+def by_this_reader(path: Any) -> str:
+    """The name by which mmengine has :func:`load_from_apla_mm` read a local file; others as they are."""
+    path = str(path)
+    return SCHEME + path if is_local_file(path) and not path.startswith(SCHEME) else path
+
+
+@CheckpointLoader.register_scheme(prefixes=SCHEME)
+def load_from_apla_mm(filename: str | Path, map_location: Any = None) -> dict[str, Any]:
+    """Read a local checkpoint of whatever kind for mmengine, which would refuse a pickle for a path in it, or run it.
+
+    What is of an unknown type beside the weights is left out, and named in the log.
+
+    Args:
+        filename: The file, with :data:`~apla_mm.internals.SCHEME` before it.
+        map_location: As of ``torch.load``.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is damaged, or holds none; says what it seems to be.
+    """
+    path = Path(without_scheme(filename)).expanduser()
+    content = read_checkpoint(path, map_location)
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint '{path}' {_no_checkpoint(content)}")
+    content, gone = without_inert(content)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not state:
+        lost = next((entry for entry in gone if entry.startswith("state_dict ")), "")
+        raise ValueError(
+            f"checkpoint '{path}' {_WHOLE.format(f'in {lost}') if lost else 'holds no state dict'}"
+            f"{f'; it has {first_few(map(printable, content))}' if content else ''}"
+        )
+    if gone:
+        print_log(
+            f"checkpoint '{path}': left out {len(gone):,} entries of types that are not known: "
+            f"{first_few(map(printable, gone), 4)}",
+            logger="current",
+        )
+    return content
+
+
+def _no_checkpoint(content: Any) -> str:
+    if isinstance(content, Inert):
+        return _WHOLE.format(f"of type {printable(content.type_name)}")
+    return f"holds a {type(content).__name__}, not a checkpoint"

@@ -15,9 +15,9 @@ from .attention.multihead import ProjectedMultiheadAttention, check_multihead
 from .class_change import Changed, change, change_back
 from .names import projection_of
 from .partial_linear import PartialLinear
-from .projections import Projection, find_projections
+from .projections import Attentions, Projection, also_known, attention_names, find_projections
 from .recompute import set_recompute
-from .selection import ChannelLists, listed_channels, load_channels, random_channels, resolve_r
+from .selection import ChannelLists, by_projection, listed_channels, load_channels, random_channels, resolve_r
 from .wrappers import is_wrapper
 
 
@@ -36,7 +36,7 @@ class Report:
     """What :func:`adapt` did.
 
     Attributes:
-        arguments: Of :func:`adapt`: r, seed, channels, blocks, trainable, recompute.
+        arguments: Of :func:`adapt`: r, seed, channels, blocks, trainable, recompute, attentions.
         projections: The adapted projections, in the model's order.
         trained: Parameters that train, in the projections and elsewhere.
         total: Parameters of the plain model.
@@ -72,6 +72,7 @@ def adapt(
     blocks: str | int | Sequence[int] = "all",
     trainable: Sequence[str] = (),
     recompute: str = "none",
+    attentions: Attentions | None = None,
 ) -> Report:
     """Adapt a model in place: of all its parameters only the chosen channels of its projections train from now on.
 
@@ -79,17 +80,21 @@ def adapt(
     changes nothing.
 
     Args:
-        model: Any module with attention of a known kind (see :func:`~.projections.register_attention`).
+        model: Any module with attention of a known kind (see :func:`~.projections.register_attention`). What pools by
+            attention, as SigLIP's head does, counts as one: its projection is right after attention too.
         r: How many output channels of each projection train: an int, a fraction of them, or ``'full'``, which is the
             default.
         seed: Draws the channels, together with each projection's name.
-        channels: The channels of each projection by name instead, or a JSON file of them.
+        channels: The channels of each projection by name instead, or a JSON file of them; ``block_0`` and so on, as in
+            the files of the paper's authors, mean the blocks' projections.
         blocks: Which attentions are adapted: ``'all'``, the last k (an int), a list of positions in the model's order,
             or ``'none'``, for a model of which only ``trainable`` trains.
         trainable: Shell-style patterns of names of further parameters that train, such as ``'head.*'``. Of a
             projection the chosen channels train and no others, whatever matches it.
         recompute: What blocks compute again in backward instead of keeping it: ``'none'``, ``'mlp'``, ``'linear'`` or
             ``'block'``; see :func:`~.recompute.set_recompute`.
+        attentions: Further kinds of attention, for this call alone: ``{'package.module.Class': 'path.of.projection'}``.
+            They win over what is known. A path of None leaves modules of that class frozen.
 
     Returns:
         The report.
@@ -100,11 +105,12 @@ def adapt(
     """
     if is_wrapper(model):
         raise ValueError(f"the model is wrapped in {type(model).__name__} already: adapt it first, then wrap it")
-    attentions = find_projections(model)
-    arguments = dict(r=r, seed=seed, channels=channels, blocks=blocks, trainable=list(trainable), recompute=recompute)
-    if blocks == "none" and (r is not None or channels is not None):
-        raise ValueError("blocks='none' adapts no projection, and nothing reads r or channels: leave them out")
-    projections = _choose_blocks(attentions, blocks)
+    found = find_projections(model, attentions)
+    arguments: dict[str, Any] = dict(
+        r=r, seed=seed, channels=channels, blocks=blocks, trainable=list(trainable), recompute=recompute
+    )
+    arguments |= dict(attentions=attention_names(attentions)) if attentions else {}
+    projections = _choose_blocks(found, blocks)
     plan = _choose_channels(projections, r, seed, channels)
     adapted_before = [name for name, module in model.named_modules() if isinstance(module, PartialLinear)]
     if adapted_before:
@@ -112,12 +118,13 @@ def adapt(
     further = _match(trainable, model)
     for projection in projections:
         _check_can_train(projection)
-    for one in attentions:
+    for one in found:
         if isinstance(one.attention, nn.MultiheadAttention):
             check_multihead(one.attention)
-    set_recompute(model, recompute)  # the last that may refuse; from here on the model changes
+    with also_known(attentions):
+        set_recompute(model, recompute)  # the last that may refuse; from here on the model changes
 
-    known = {p.attention: p for p in attentions}
+    known = {p.attention: p for p in found}
     replaced = tuple(name for name, module in model.named_modules() if module in known and _fuse(known[module]))
     model.requires_grad_(False)
     for projection, chosen in zip(projections, plan, strict=True):
@@ -204,7 +211,7 @@ def _choose_channels(
         ]
     if r is not None:
         raise ValueError(f"r={r!r} and channels are given, but the lists of channels say how many train: leave r out")
-    lists = load_channels(channels)
+    lists = by_projection(load_channels(channels), [p.name for p in projections])
     unknown = sorted(set(lists) - {p.name for p in projections})
     if unknown:
         raise ValueError(f"channels are listed for {unknown}, but the projections are {[p.name for p in projections]}")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from ..text import quoted
+from .attention.fused import fused_kind
 from .class_change import Changed, change, change_back
 from .projections import find_projections
 
@@ -117,24 +119,29 @@ def blocks_of(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
         The blocks by name, each with its child that holds the attention.
 
     Raises:
-        ValueError: An attention is in no block.
+        ValueError: No attention is in a block.
     """
     names = {module: name for name, module in model.named_modules()}
     blocks = {}
     for projection in find_projections(model):
-        path = names[projection.attention]
-        inner = projection.attention
+        path, holder = names[projection.attention], projection.attention
+        inner = holder
         while path:
-            path = path.rpartition(".")[0]
-            holder = model.get_submodule(path)
-            above = model.get_submodule(path.rpartition(".")[0]) if path else None
-            if isinstance(above, nn.ModuleList | nn.Sequential):
+            above = model.get_submodule(path.rpartition(".")[0])
+            # an attention that is an element itself is a block, as a parallel one of timm, unless it is replaced
+            whole = holder is not projection.attention or not _is_replaced(holder)
+            if isinstance(above, nn.ModuleList | nn.Sequential) and whole:
                 blocks[path] = (holder, inner)
                 break
-            inner = holder
-        else:
-            raise ValueError(f"recompute: '{names[projection.attention]}' is in no block, an element of a list")
+            path, inner, holder = path.rpartition(".")[0], holder, above
+    if not blocks:
+        attentions = quoted(names[p.attention] for p in find_projections(model))
+        raise ValueError(f"recompute: no block, an element of a list, holds {attentions}")
     return blocks
+
+
+def _is_replaced(attention: nn.Module) -> bool:
+    return isinstance(attention, nn.MultiheadAttention | Changed) or fused_kind(attention) is not None
 
 
 def _mlps(block: nn.Module, inner: nn.Module) -> Iterator[nn.Module]:

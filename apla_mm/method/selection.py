@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ChannelLists = Mapping[str, Sequence[int]]
+
+_BLOCK = re.compile(r"block_(\d+)")
 
 
 def resolve_r(r: int | float | str, out_features: int, name: str) -> int:
@@ -73,6 +76,47 @@ def load_channels(channels: ChannelLists | str | Path) -> ChannelLists:
     if not isinstance(lists, dict) or not all(isinstance(chosen, list) for chosen in lists.values()):
         raise ValueError(f"channels='{path}' must hold one object that maps projection names to lists of channels")
     return lists
+
+
+def by_projection(lists: ChannelLists, names: Sequence[str]) -> ChannelLists:
+    """Channel lists by the projections' names, where they are by the blocks' numbers.
+
+    The files that the authors' code reads as ``inds_path`` are ``{"block_0": [415, 514, ...], ...}``. A block's number
+    is that in its projection's name by which all projections differ.
+
+    Args:
+        lists: By names, which are given back as they are, or by numbers.
+        names: The projections' names.
+
+    Returns:
+        Lists by names. Numbers that no projection has stay as they are.
+
+    Raises:
+        ValueError: The names do not tell which projection is of which block, as where each stage counts anew.
+    """
+    numbers = {key: int(found.group(1)) for key in lists if (found := _BLOCK.fullmatch(str(key)))}
+    if not numbers or not numbers.keys().isdisjoint(names):
+        return lists
+    if others := sorted(lists.keys() - numbers.keys()):
+        raise ValueError(
+            f"channels are listed by the blocks' numbers, as '{min(numbers)}', and by other names, as '{others[0]}': "
+            "use one of the two"
+        )
+    counts = [[int(step) for step in name.split(".") if step.isdecimal()] for name in names]
+    columns = {column for column in zip(*counts, strict=False) if len(set(column)) == len(names)}
+    if len({_without_numbers(name) for name in names}) != 1 or len(columns) != 1:
+        raise ValueError(
+            f"channels are listed by the blocks' numbers, as '{min(numbers)}', and the projections' names do not tell "
+            f"which block each is of: {list(names)[:4]}; list the channels by these names"
+        )
+    of_block = dict(zip(columns.pop(), names, strict=True))
+    if doubled := sorted(key for key in numbers if list(numbers.values()).count(numbers[key]) > 1):
+        raise ValueError(f"the channels of one block are listed several times: {doubled}")
+    return {of_block.get(numbers[key], key): chosen for key, chosen in lists.items()}
+
+
+def _without_numbers(name: str) -> str:
+    return ".".join("#" if step.isdecimal() else step for step in name.split("."))
 
 
 def listed_channels(lists: ChannelLists, name: str, out_features: int) -> list[int]:

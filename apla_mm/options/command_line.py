@@ -2,36 +2,40 @@
 
 import argparse
 import os
-import re
 from collections.abc import Mapping, Sequence
 from os.path import join
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..data.data_check_hook import DataCheckHook
 from ..data.folders import LOADERS, check_folders, datasets_of, evaluators_of
+from ..loading.checkpoint_reader_hook import add_checkpoint_reader
+from ..loading.weights_check_hook import add_weights_check
+from ..option_values import parse_value
+from .agreement import check_agreement
 from .launching import join_processes, prepare_launch
-from .shared_options import apply_shared_options
+from .pipelines import in_loaders, pipelines_by_name, set_pipelines_by_name
+from .shared_options import apply_shared_options, drop_settings_of_workers
 
 
-class _OptionsAction(DictAction):
-    """DictAction that leaves the spaces inside names such as 'traffic light'."""
+class _OptionsAction(argparse.Action):
+    """Options as KEY=VALUE, read by :func:`parse_value`; those of several goes are all kept."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        hidden = [re.sub(r"(?<=\w) +(?=\w)", lambda spaces: "\0" * len(spaces.group()), value) for value in values]
-        super().__call__(parser, namespace, hidden, option_string)
-        options = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, {key: _with_spaces(value) for key, value in options.items()})
-
-
-def _with_spaces(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(map(_with_spaces, value))
-    return value.replace("\0", " ") if isinstance(value, str) else value
+        options = dict(getattr(namespace, self.dest, None) or {})
+        for option in values:
+            key, equals, text = option.partition("=")
+            if not key or not equals:
+                parser.error(
+                    f"{option_string}: '{option}' is not KEY=VALUE; a value with spaces or brackets has to be quoted, "
+                    "as in 'data_root=/data/my images (1)'"
+                )
+            options[key] = parse_value(key, text)
+        setattr(namespace, self.dest, options)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +48,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar="KEY=VALUE",
         help="override settings of the config, as in optim_wrapper.optimizer.lr=1e-4 or key=a,b or key='[(1,2)]'; "
-        "data_root, classes, crop_size and max_iters are set everywhere they matter",
+        "data_root, classes, crop_size, max_iters and with_mask=False (boxes alone) are set everywhere they matter. "
+        "Paths and names are taken as they are typed; class names that hold a comma are listed in quotes, as in "
+        """'classes=["a, b","c"]'""",
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch.distributed.launch")
@@ -61,8 +67,12 @@ def load_config(args: argparse.Namespace) -> Config:
     # checkpoints are pickles of strangers: mmengine's fall-back to a full unpickling is shut off
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     cfg = Config.fromfile(args.config)
+    followed = pipelines_by_name(cfg)
     apply_shared_options(cfg, args.cfg_options)
-    cfg.merge_from_dict(args.cfg_options)  # afterwards: what is set in one place by name has the last word
+    # afterwards: what is set in one place by name has the last word
+    cfg.merge_from_dict(in_loaders(args.cfg_options, followed))
+    set_pipelines_by_name(cfg, followed)
+    drop_settings_of_workers(cfg, args.cfg_options)
     _follow_data_sets(cfg, args.cfg_options)
     prepare_launch(cfg, args.launcher)
     if args.work_dir is not None:
@@ -93,11 +103,17 @@ def build_runner(cfg: Config, loaders: Sequence[str] = LOADERS) -> Runner:
         loaders: The data loaders that will be used.
 
     Raises:
+        DisagreementError: Settings do not agree.
         DataError: A folder or file does not exist, or an annotation file is not in order.
     """
+    warnings = check_agreement(cfg, loaders)
     check_folders(cfg, loaders)
     join_processes(cfg)
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    for warning in warnings:
+        runner.logger.warning(warning)
+    add_checkpoint_reader(runner)
+    add_weights_check(runner)
     for hook in runner.hooks:
         if isinstance(hook, DataCheckHook):
             hook.check_annotation_files(runner, loaders)

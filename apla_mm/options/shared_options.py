@@ -8,6 +8,8 @@ from mmengine.config import Config
 from ..data.folders import LOADERS
 from ..data.heads import is_in_head, is_other_type
 from .image_size import set_image_size
+from .masks import set_masks
+from .pipelines import pipelines_by_name, set_pipelines_by_name
 
 
 def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
@@ -21,7 +23,8 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
     - ``crop_size``, an int or (H, W): images' size in the model and the pipelines, with the resizing before the crop
       and the stride of sliding windows in proportion; where nothing is cropped, the length of images' shorter side;
     - ``max_iters``: the length of training, with the schedule's steps and the intervals of validation, checkpoints and
-      logs in proportion.
+      logs in proportion;
+    - ``with_mask=False``: a detector learns, predicts and is scored by boxes alone.
 
     Args:
         cfg: The config, as its file says.
@@ -30,6 +33,7 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: An option's value is of the wrong kind.
     """
+    followed = pipelines_by_name(cfg)
     if "data_root" in options:
         if not isinstance(options["data_root"], str):
             raise ValueError(f"data_root={options['data_root']!r} must be a folder")
@@ -41,6 +45,23 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
         _set_crop_size(cfg, options["crop_size"])
     if "max_iters" in options:
         _set_max_iters(cfg, options["max_iters"])
+    if "with_mask" in options:
+        set_masks(cfg, options["with_mask"])
+    set_pipelines_by_name(cfg, followed)
+
+
+def drop_settings_of_workers(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Where options leave a data loader without workers, leave out the config's settings of workers, in place.
+
+    Args:
+        cfg: The config, with the options in it.
+        options: The options as given; what they set themselves stays.
+    """
+    for loader in filter(cfg.get, LOADERS):
+        if options.get(f"{loader}.num_workers", 1) == 0:
+            for key in ("persistent_workers", "prefetch_factor", "multiprocessing_context", "timeout"):
+                if f"{loader}.{key}" not in options:
+                    cfg[loader].pop(key, None)
 
 
 def _set_classes(cfg: Config, classes: Any) -> None:

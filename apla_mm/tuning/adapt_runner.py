@@ -7,8 +7,10 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
-from ..method import PartialLinear, Report, adapt
+from ..method import PartialLinear, Report, adapt, find_projections
+from ..method.class_change import Changed, change_back
 from ..method.wrappers import unwrapped
+from .frozen_parts import check_not_frozen_by_itself, check_train_keeps, modes_kept, requires_grad_of
 from .parameter_groups import optimizers_of
 
 
@@ -19,6 +21,9 @@ def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> di
     projection's weight and bias stood. A model that was wrapped for several processes must be wrapped anew, since the
     old wrapper waits for the gradients of what is frozen now.
 
+    What a model freezes itself, when it is built or each time that it is set to train, must not be among what adapting
+    trains. After a refusal the model is as it was.
+
     Args:
         runner: The runner.
         options: Dotted path of each part, such as ``'backbone'``, to the arguments of :func:`apla_mm.adapt` for it.
@@ -27,17 +32,41 @@ def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> di
         What was done to each part.
 
     Raises:
-        ValueError: A part does not exist, or cannot be adapted so.
+        ValueError: A part does not exist, cannot be adapted so, or freezes itself what would train.
     """
     model = unwrapped(runner.model)
+    as_built = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    plain = [name for name, module in model.named_modules() if not isinstance(module, Changed)]
+    try:
+        reports = _adapt_parts(model, options)
+    except Exception:
+        for name in plain:
+            change_back(model.get_submodule(name))
+        for parameter, trained in as_built:
+            parameter.requires_grad_(trained)
+        raise
+    for optimizer in optimizers_of(runner.optim_wrapper):
+        _hold_what_trains(optimizer, model)
+    return reports
+
+
+def _adapt_parts(model: nn.Module, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Report]:
+    with modes_kept(model):
+        model.train()  # what is frozen then only is frozen by the model itself too
     reports = {}
     for target, arguments in options.items():
         try:
-            reports[target] = adapt(find_target(model, target), **arguments)
+            part = find_target(model, target)
+            before = requires_grad_of(part)
+            reports[target] = adapt(part, **arguments)
+            projections = find_projections(part, arguments.get("attentions"))
+            check_not_frozen_by_itself(part, before, [projection.name for projection in projections])
         except ValueError as error:
             raise ValueError(f"APLAHook, target '{target}': {error}") from error
-    for optimizer in optimizers_of(runner.optim_wrapper):
-        _hold_what_trains(optimizer, model)
+    try:
+        check_train_keeps(model)
+    except ValueError as error:
+        raise ValueError(f"APLAHook: {error}") from error
     return reports
 
 

@@ -10,11 +10,21 @@ from torch import nn
 
 from ..loading.base_from_config import prepare_to_load
 from ..loading.delta_meta import APLA_KEY, as_json
-from ..method import Report
+from ..loading.weights_check_hook import add_weights_check
+from ..method import PartialLinear, Report
 from ..method.wrappers import is_wrapper, unwrapped
 from ..processes import in_every_process
+from ..text import quoted
 from .adapt_runner import adapt_runner, find_target
-from .frozen_parts import frozen_modules, trainable_names
+from .frozen_parts import (
+    check_as_before,
+    check_train_keeps,
+    frozen_by_itself,
+    frozen_modules,
+    modes_kept,
+    requires_grad_of,
+    trainable_names,
+)
 from .fsdp import check_strategy
 from .trainable_check_hook import TrainableCheckHook, is_training
 
@@ -35,17 +45,23 @@ class APLAHook(TrainableCheckHook):
     that adapted themselves, and takes no other option of adapting. ``blocks='none'`` freezes the targets, which leaves
     the heads to train; with ``train_bias`` that is BitFit (arXiv 2106.10199).
 
+    A model may freeze parts of itself, as by ``frozen_stages``, but none of what would train: that is an error, and so
+    is a change of what trains by the model's own ``train()``, ``init_weights()`` or forward.
+
     An argument that is None is not given.
 
     Args:
-        r: How many output channels of each projection train; see :func:`apla_mm.adapt`, also for the next five.
+        r: How many output channels of each projection train; see :func:`apla_mm.adapt`, also for the next five and
+            ``attentions``.
         seed: Draws the channels; 0 by default.
         channels: The channels by projection instead, or a JSON file of them. With one target only.
         blocks: Which attentions are adapted; ``'all'`` by default.
         trainable: Patterns of further parameters of the targets that train.
         recompute: What the targets' blocks compute again in backward, to save memory.
         target: Dotted path of the part of the model to adapt, or several; ``'backbone'`` by default.
-        train_norm: Train the norms of the targets too.
+        attentions: Further kinds of attention in the targets: ``{'package.module.Class': 'path.of.projection'}``.
+        train_norm: Train the norms of the targets too, but for those that the model has frozen itself, as of the next
+            two.
         train_bias: Train all biases of the targets too.
         train_pos_embed: Train their position embeddings too, relative ones included.
         frozen_eval: Run what is frozen in the targets as in evaluation: statistics of norms stand still, nothing is
@@ -66,6 +82,7 @@ class APLAHook(TrainableCheckHook):
         trainable: Sequence[str] | None = None,
         recompute: str | None = None,
         target: str | Sequence[str] | None = None,
+        attentions: Mapping[str, str | None] | None = None,
         train_norm: bool | None = None,
         train_bias: bool | None = None,
         train_pos_embed: bool | None = None,
@@ -77,7 +94,7 @@ class APLAHook(TrainableCheckHook):
         options = dict(
             r=r, channels=channels, blocks=blocks, seed=seed, trainable=trainable, recompute=recompute, target=target,
             train_norm=train_norm, train_bias=train_bias, train_pos_embed=train_pos_embed, frozen_eval=frozen_eval,
-            drop_path=drop_path,
+            drop_path=drop_path, attentions=attentions,
         )  # fmt: skip
         given = [name for name, value in options.items() if value is not None]
         self.adapts = any(name in _CHOOSING for name in given)
@@ -85,25 +102,31 @@ class APLAHook(TrainableCheckHook):
         self.targets = [target] if isinstance(target, str) else list(target or ["backbone"])
         if channels is not None and len(self.targets) > 1:
             raise ValueError("APLAHook: channels are listed for one target; give each target a hook of its own")
-        self.arguments = dict(
+        self.arguments: dict[str, Any] = dict(
             r=r, seed=seed or 0, channels=channels, blocks="all" if blocks is None else blocks,
             recompute=recompute or "none",
         )  # fmt: skip
+        if attentions is not None:
+            self.arguments["attentions"] = dict(attentions)
         self.trainable = list(trainable or ())
         self.train = dict(norm=bool(train_norm), bias=bool(train_bias), pos_embed=bool(train_pos_embed))
         self.frozen_eval = frozen_eval is not False
         self.drop_path = drop_path is not False
         self._evaluated: list[nn.Module] = []
+        self._trains: dict[str, bool] = {}  # by the names of all parameters, from before_run on
+        self._adapted: list[nn.Module] = []
+        self._watched: list[tuple[nn.Parameter, bool]] = []
 
     def before_run(self, runner: Runner) -> None:
         """Adapt the targets of a runner that is about to train.
 
         Raises:
-            ValueError: A target does not exist or cannot be adapted as asked, or the config asks for mmengine's
-                activation checkpointing.
+            ValueError: A target does not exist, cannot be adapted as asked or freezes itself what would train, or the
+                config asks for mmengine's activation checkpointing.
             FileNotFoundError: The file of channels does not exist.
             RuntimeError: Another process failed so, or trains other channels.
         """
+        add_weights_check(runner, self.priority)  # with this one's it is called next
         check_strategy(runner, self.adapts)
         prepare_to_load(runner)
         if not is_training(runner):
@@ -114,22 +137,47 @@ class APLAHook(TrainableCheckHook):
                 "not train; leave it out; APLAHook(r=..., recompute='block') or, of a backbone that adapts itself, "
                 "apla=dict(r=..., recompute='block') saves memory"
             )
-        if not self.adapts:
-            super().before_run(runner)
-            return
         model, wrapped = unwrapped(runner.model), is_wrapper(runner.model)
+        if not self.adapts:
+            self._adapted, before = _adapted_by_itself(model), requires_grad_of(model)
+            in_every_process(lambda: _check_adapted(model, self._adapted))
+            self._trains = requires_grad_of(model)
+            super().before_run(runner)
+            if wrapped and self._trains != before and isinstance(runner, Runner):
+                _wrap_anew(runner, model)
+            return
         # not wrapped until the ranks are known to agree: where shapes differ DDP fails in some, and the others wait
         runner.model = model
         reports = in_every_process(lambda: adapt_runner(runner, self.options(model)))
         for target, report in reports.items():
             print_log(f"{target}: {report}", logger="current")
+        self._adapted = [find_target(model, target) for target in self.targets]
+        self._trains = requires_grad_of(model)
         if self.frozen_eval:
-            parts = (find_target(model, target) for target in self.targets)
-            self._evaluated = [m for part in parts for m in frozen_modules(part, self.drop_path)]
+            self._evaluated = [m for part in self._adapted for m in frozen_modules(part, self.drop_path)]
         super().before_run(runner)
         if wrapped:
-            gc.collect()  # with the old wrapper go the hooks that it left on the parameters
-            runner.model = runner.wrap_model(runner.cfg.get("model_wrapper_cfg"), model)
+            _wrap_anew(runner, model)
+
+    def before_train(self, runner: Runner) -> None:
+        """Log the table, of what trains in training too.
+
+        Raises:
+            ValueError: Since ``before_run`` something was frozen or thawed, as by the model's ``init_weights``, or
+                ``train()`` does so.
+            RuntimeError: Nothing trains, or another process failed so.
+        """
+        model = unwrapped(runner.model)
+
+        def check() -> None:
+            check_as_before(model, self._trains, "weights were initialised and loaded")
+            with modes_kept(model):
+                model.train()
+            check_as_before(model, self._trains, "its train() was called")
+
+        in_every_process(check)
+        self._watched = [(p, p.requires_grad) for part in self._adapted for p in part.parameters()]
+        super().before_train(runner)
 
     def options(self, model: nn.Module) -> dict[str, dict[str, Any]]:
         """What to do to a model.
@@ -141,21 +189,40 @@ class APLAHook(TrainableCheckHook):
             Dotted path of each target to the arguments of :func:`apla_mm.adapt` for it.
 
         Raises:
-            ValueError: A target does not exist, or has none of what else shall train.
+            ValueError: A target does not exist, or has none of what else shall train, or has frozen that itself.
         """
-        return {
-            target: {
-                **self.arguments,
-                "trainable": [*self.trainable, *trainable_names(find_target(model, target), **self.train)],
-            }
-            for target in self.targets
-        }
+        frozen, options = frozen_by_itself(model), {}
+        for target in self.targets:
+            part = find_target(model, target)
+            own = {name.removeprefix(f"{target}.") for name in frozen if name.startswith(f"{target}.")}
+            further = trainable_names(part, own, **self.train)
+            if left_out := [name for name in trainable_names(part, (), **self.train) if name in own]:
+                print_log(
+                    f"{target}: {len(left_out)} parameters of the kinds that train stay frozen, as the model has "
+                    f"frozen them itself: {quoted(left_out, 4)}",
+                    logger="current",
+                )
+            options[target] = {**self.arguments, "trainable": [*self.trainable, *further]}
+        return options
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keep frozen modules in evaluation mode."""
         for module in self._evaluated:
             module.training = False
         super().before_train_iter(runner, batch_idx, data_batch)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """See that what was adapted still trains, and as :class:`TrainableCheckHook`.
+
+        Raises:
+            ValueError: The model's forward froze or thawed something of it.
+            RuntimeError: A frozen tensor changed.
+        """
+        if any(parameter.requires_grad is not trains for parameter, trains in self._watched):
+            check_as_before(unwrapped(runner.model), self._trains, f"iteration {runner.iter + 1} began")
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Write into the checkpoint's ``meta`` what of APLA the run was asked for."""
@@ -169,6 +236,24 @@ class APLAHook(TrainableCheckHook):
             own = as_json({key: value for key, value in chosen.items() if value is not None})
             before = checkpoint["meta"].get(APLA_KEY)  # of another APLAHook, for another target
             checkpoint["meta"][APLA_KEY] = dict(hooks=[*before.get("hooks", [before]), own]) if before else own
+
+
+def _wrap_anew(runner: Runner, model: nn.Module) -> None:
+    runner.model = model
+    gc.collect()  # with the old wrapper go the hooks that it left on the parameters
+    runner.model = runner.wrap_model(runner.cfg.get("model_wrapper_cfg"), model)
+
+
+def _adapted_by_itself(model: nn.Module) -> list[nn.Module]:
+    """Parts of a model that adapted themselves when they were built."""
+    parts = [module for module in model.modules() if isinstance(getattr(module, "report", None), Report)]
+    return parts or [c for c in model.children() if any(isinstance(m, PartialLinear) for m in c.modules())]
+
+
+def _check_adapted(model: nn.Module, parts: Sequence[nn.Module]) -> None:
+    """Check that a model's ``train()`` leaves what trains of its adapted parts; see :func:`check_train_keeps`."""
+    adapted = {id(parameter) for part in parts for parameter in part.parameters()}
+    check_train_keeps(model, [name for name, parameter in model.named_parameters() if id(parameter) in adapted])
 
 
 def _check_read(given: Sequence[str], adapts: bool, blocks: Any, frozen_eval: bool | None) -> None:

@@ -10,12 +10,14 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="AtomicCheckpointHook", by_epoch=False, interval=16000, max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),
+    checkpoint_reader=dict(type="CheckpointReaderHook"),
     # here, not below: configs replace that list
     finite_loss=dict(type="FiniteLossHook"),
     resume_check=dict(type="ResumeCheckHook"),
     saved_buffers=dict(type="SavedBuffersHook"),
     stop_signal=dict(type="StopSignalHook"),
     training_log=dict(type="TrainingLogHook"),
+    weights_check=dict(type="WeightsCheckHook"),
 )
 custom_hooks = [dict(type="DataCheckHook"), dict(type="APLAHook")]
 log_processor = dict(by_epoch=False)

@@ -6,7 +6,8 @@ import mmseg.models  # registers itself
 import pytest
 import timm
 import torch
-from helpers.shrinking import heads_of
+from helpers import ROOT
+from helpers.small_configs import heads_of
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 import apla_mm
 
-SEG = Path(__file__).parents[2] / "configs/seg"
+SEG = ROOT / "configs/seg"
 CONFIGS = sorted(SEG.glob("*.py"))
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 

@@ -2,29 +2,28 @@
 
 import argparse
 import copy
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from helpers.shrinking import shrink
+from helpers import ROOT
+from helpers.comparisons import assert_same, changed_rows
+from helpers.data_sets import write_coco, write_scenes
+from helpers.logs import scalars_of
+from helpers.small_configs import shrink
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from PIL import Image
 from torch import Tensor, nn
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.method import PartialLinear
 from apla_mm.options.command_line import build_runner, load_config
 
-ROOT = Path(__file__).parents[2] / "configs"
-CONFIGS = sorted([*ROOT.glob("seg/*.py"), *ROOT.glob("det/*.py")])
+CONFIGS = sorted(ROOT.glob("configs/[sd]e[gt]/*.py"))
 
 #: learning rates of the backbone and of the heads
 RATES = {
@@ -47,27 +46,14 @@ class Start(Hook):
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two images to train on and two to validate on, in ADE20K's layout.
-
-    Labels 0 and 1 fit ADE20K, where 0 means no class, as well as a data set of two classes; the first row is ignored.
-    """
-    root = tmp_path_factory.mktemp("scenes")
-    for split in ("training", "validation"):
-        for kind in ("images", "annotations"):
-            (root / kind / split).mkdir(parents=True)
-        for i in range(2):
-            colours = np.random.default_rng(i).integers(0, 255, (5, 6, 3), dtype=np.uint8)
-            labels = np.zeros((40, 48), np.uint8)
-            labels[:, 16 + 8 * i :], labels[0] = 1, 255
-            Image.fromarray(colours).resize((48, 40)).save(root / f"images/{split}/scene_{i}.jpg")
-            Image.fromarray(labels).save(root / f"annotations/{split}/scene_{i}.png")
-    return root
+    """Labels 0 and 1 fit ADE20K, where 0 means no class, as well as a data set of two classes."""
+    return write_scenes(tmp_path_factory.mktemp("scenes"), training=2, validation=2)
 
 
 @pytest.fixture(scope="module")
-def coco_root(tmp_path_factory: pytest.TempPathFactory, make_coco_data_set: Callable[[Path], Path]) -> Path:
+def coco_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small COCO data set, at the places of the real one too."""
-    root = make_coco_data_set(tmp_path_factory.mktemp("coco"))
+    root = write_coco(tmp_path_factory.mktemp("coco"))
     for split in ("train", "val"):
         (root / f"{split}2017").symlink_to(root / "images")
         (root / f"annotations/instances_{split}2017.json").symlink_to(root / f"annotations/instances_{split}.json")
@@ -132,30 +118,25 @@ def trained_tensors(model: nn.Module) -> set[str]:
     return {name.replace(".trained.", ".") for name, p in model.named_parameters() if p.requires_grad}
 
 
-def changed_rows(before: Tensor, after: Tensor) -> list[int]:
-    return (before != after).reshape(len(after), -1).any(1).nonzero().flatten().tolist()
-
-
 def test_two_losses_are_logged_and_finite(run: SimpleNamespace) -> None:
-    (log,) = run.work_dir.glob("*/vis_data/scalars.json")
-    losses = [line["loss"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
+    losses = [line["loss"] for line in scalars_of(run.work_dir) if "loss" in line]
     assert len(losses) == 2 and all(map(math.isfinite, losses))
 
 
 def test_the_adapted_backbone_starts_from_the_plain_ones_pretrained_weights(run: SimpleNamespace) -> None:
     backbone = {name: tensor for name, tensor in run.start.items() if name.startswith("backbone.")}
-    assert backbone.keys() == run.pretrained.keys()
-    assert all(torch.equal(tensor, run.pretrained[name]) for name, tensor in backbone.items())
+    assert_same(backbone, run.pretrained)
 
 
 def test_what_trains_changed_and_nothing_else(run: SimpleNamespace) -> None:
     model, trained = run.runner.model, trained_tensors(run.runner.model)
     channels = trained_channels(model)
     parameters = {name for name, _ in model.named_parameters()}
-    changed = {name for name in run.saved if not torch.equal(run.start[name], run.saved[name])}
+    rows = changed_rows(run.start, run.saved)
+    changed = set(rows)
     assert changed & parameters == trained
     assert not any(name.startswith("backbone.") for name in changed - parameters)
-    assert {name: changed_rows(run.start[name], run.saved[name]) for name in channels} == channels
+    assert {name: rows.get(name) for name in channels} == channels
     if run.model.backbone.type != "APLAViT" and "_apla_" in run.name:
         backbone = {name for name in trained if name.startswith("backbone.")}
         if run.scope == "mmdet":  # W_O in full

@@ -8,6 +8,7 @@ import mmdet
 import pytest
 import timm
 import torch
+from helpers import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from apla_mm import adapt
 from apla_mm.method import PartialLinear
 
-DET = Path(__file__).parents[2] / "configs/det"
+DET = ROOT / "configs/det"
 MMDET = Path(mmdet.__file__).parent / ".mim/configs"
 CONFIGS = sorted(DET.glob("*.py"))
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")

@@ -9,12 +9,15 @@ from collections import OrderedDict
 
 import pytest
 import safetensors.torch
-import timm
 import torch
 import torch.nn.functional as F
+from helpers.comparisons import assert_same, clone
+from helpers.nets import tiny_vit
+from helpers.processes import run as run_process
+from helpers.tools import CONVERTERS
 from torch import nn
 
-from apla_mm.convert.authors import check_not_resumed
+from apla_mm.convert.authors import check_not_resumed, read_authors
 from apla_mm.delta import load_delta
 from apla_mm.delta.weights_file import read_weights
 from apla_mm.loading.checkpoint_reader import read_checkpoint
@@ -56,19 +59,11 @@ class EasyDict(dict):
 EasyDict.__module__, EasyDict.__qualname__ = "easydict", "EasyDict"
 
 
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = timm.create_model(
-            "vit_tiny_patch16_224", img_size=32, embed_dim=DIM, depth=2, num_heads=2, num_classes=0
-        )
-        self.fc = nn.Linear(DIM, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.backbone(x))
+def make_model() -> nn.Module:
+    return nn.Sequential(OrderedDict(backbone=tiny_vit(num_classes=0), fc=nn.Linear(DIM, 3)))
 
 
-def state_of(model: Model, buffer: str = "inds") -> OrderedDict[str, torch.Tensor]:
+def state_of(model: nn.Module, buffer: str = "inds") -> OrderedDict[str, torch.Tensor]:
     state = OrderedDict()
     for name, tensor in model.state_dict().items():
         if ".attn.proj." not in name:
@@ -84,8 +79,8 @@ def state_of(model: Model, buffer: str = "inds") -> OrderedDict[str, torch.Tenso
 def run():
     """A trained model, its checkpoint, and its weights before under timm's names."""
     torch.manual_seed(0)
-    model = Model()
-    base = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    model = make_model()
+    base = clone(model.backbone.state_dict())
     for block in model.backbone.blocks:
         block.attn.proj = TwoParts(block.attn.proj, torch.randperm(DIM), R)
     model.backbone.requires_grad_(False)
@@ -132,7 +127,7 @@ def write(run, tmp_path):
 
 def check_plain(run, state, prefix="backbone."):
     """A plain model with these weights computes what the trained one does."""
-    model, x = Model(), torch.randn(2, 3, 32, 32)
+    model, x = make_model(), torch.randn(2, 3, 32, 32)
     renamed = {f"backbone.{k.removeprefix(prefix)}" if k.startswith(prefix) else k: v for k, v in state.items()}
     model.load_state_dict(renamed)
     with torch.no_grad():
@@ -150,14 +145,12 @@ def test_it_becomes_plain(run, write, tmp_path, run_tool, given):
     check_plain(run, state, "backbone.vit." if given[:1] == ["--rename"] else "backbone.")
 
 
-def test_it_becomes_a_delta(run, write, tmp_path, start_tool, run_tool):
+def test_it_becomes_a_delta(run, write, tmp_path, run_tool):
     checkpoint, base = write()
     delta, plain = tmp_path / "delta.safetensors", tmp_path / "plain.safetensors"
     rename = ("--rename", "backbone.=backbone.vit.")
-    done = start_tool(
-        "import_apla", checkpoint, delta, "--to", "delta", "--base", base, "--base-prefix", "backbone.", *rename
-    )
-    assert done.returncode == 0, done.stderr
+    options = ("--to", "delta", "--base", base, "--base-prefix", "backbone.", *rename)
+    run_process(CONVERTERS / "import_apla.py", checkpoint, delta, *options)
     loaded = load_delta(delta)
     for i, block in enumerate(run[0].backbone.blocks):
         wanted = sorted(block.attn.proj.order[:R].tolist())
@@ -166,7 +159,7 @@ def test_it_becomes_a_delta(run, write, tmp_path, start_tool, run_tool):
     run_tool("merge_delta", delta, plain)
     run_tool("import_apla", checkpoint, tmp_path / "direct.safetensors", *rename)
     merged, direct = (safetensors.torch.load_file(path) for path in (plain, tmp_path / "direct.safetensors"))
-    assert merged.keys() == direct.keys() and all(torch.equal(merged[k], direct[k]) for k in direct)
+    assert_same(merged, direct)
     check_plain(run, merged, "backbone.vit.")
 
 
@@ -323,6 +316,261 @@ def test_a_file_of_channels_stands_in_for_missing_ones(run, write, tmp_path, run
         run_tool("import_apla", checkpoint, tmp_path / "p.pth", "--inds", inds)
 
 
+def plain_of(model, partial=True):
+    """What a plain model must hold that computes what this one computes, by the channels that it computes with."""
+    state = {name: t.clone() for name, t in model.state_dict().items() if not (partial and ".attn.proj." in name)}
+    for i, block in enumerate(model.backbone.blocks if partial else ()):
+        parts = block.attn.proj.parts()
+        for kind in ("weight", "bias"):
+            rows = [*parts[f"proj_{kind}1"], *parts[f"proj_{kind}2"]]
+            in_place = [rows[block.attn.proj.order.tolist().index(channel)] for channel in range(DIM)]
+            state[f"backbone.blocks.{i}.attn.proj.{kind}"] = torch.stack(in_place)
+    return state
+
+
+def train(model):
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.randint(3, (4,))).backward()
+        optimizer.step()
+
+
+def second_run(run, restores):
+    """A run that loads the first one's checkpoint: its model, what it started from and what it saves.
+
+    Args:
+        run: The first.
+        restores: Whether loading reaches the channels that the model computes with, as it does on the CPU.
+    """
+    saved, model = run[2], make_model()
+    torch.manual_seed(7)
+    for i, block in enumerate(model.backbone.blocks):
+        projection = TwoParts(block.attn.proj, torch.randperm(DIM), R)
+        block.attn.proj, prefix = projection, f"backbone.blocks.{i}.attn."
+        for name, part in projection.parts().items():
+            part.copy_(saved[prefix + name])
+        if restores:
+            projection.order.copy_(saved[f"{prefix}inds"])
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if ".attn.proj." not in name:
+                tensor.copy_(saved[name])
+    model.backbone.requires_grad_(False)
+    for block in model.backbone.blocks:
+        block.attn.proj.requires_grad_(True)
+    train(model)
+    state = state_of(model)
+    state.update({name: tensor for name, tensor in saved.items() if name.endswith(".inds")})
+    return model, saved, state
+
+
+def settings(restore_session=False, partial_size=R, inds_path=None, pretrained_path="", **system):
+    """The authors' parameters, as far as they matter."""
+    params = dict(partial_size=partial_size, **({} if inds_path is None else dict(inds_path=inds_path)))
+    return EasyDict(
+        training_params=EasyDict(epochs=1, restore_session=restore_session),
+        model_params=EasyDict(adaptation=EasyDict(mode="apla", params=EasyDict(**params))),
+        transfer_learning_params=EasyDict(pretrained_path=pretrained_path),
+        system_params=EasyDict(which_GPUs="0", **{"use_GPU": True, "world_size": 1, **system}),
+    )
+
+
+@pytest.mark.parametrize("to", ["plain", "delta"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(pretrained_path="apla/first.pth"),
+        dict(restore_session=True, use_GPU=False),
+        dict(restore_session=True, world_size=0),
+    ],
+    ids=["pretrained_path", "resumed without GPU", "resumed where there is none"],
+)
+def test_a_run_that_loaded_its_channels_is_imported(run, write, tmp_path, run_tool, given, to):
+    model, start, state = second_run(run, restores=True)
+    checkpoint, base = write(state, start, parameters=settings(**given))
+    out = tmp_path / "out.safetensors"
+    said = run_tool("import_apla", checkpoint, out, "--to", to, "--base", base, "--base-prefix", "backbone.")
+    assert "is not known" not in said
+    if to == "delta":
+        run_tool("merge_delta", out, tmp_path / "merged.safetensors")
+        out = tmp_path / "merged.safetensors"
+    assert_same(dict(read_weights(out).state), plain_of(model))
+
+
+@pytest.mark.parametrize(
+    ("given", "messages"),
+    [
+        (dict(restore_session=True), ["says restore_session, on GPUs", "a file of channels (inds_path), name it"]),
+        (dict(restore_session=True, world_size=4, inds_path="i.json"), ["given the file 'i.json', name it by --inds"]),
+        (dict(restore_session=True, pretrained_path="apla/x.pth"), ["if it began from 'apla/x.pth' and was"]),
+        (None, ["does not say otherwise: its restore_session is missing"]),
+    ],
+)  # fmt: skip
+def test_a_run_that_was_resumed_on_gpus_is_refused(run, write, tmp_path, run_tool, given, messages):
+    model, start, state = second_run(run, restores=False)
+    checkpoint, base = write(state, start, parameters=EasyDict() if given is None else settings(**given))
+    with pytest.raises(SystemExit) as stopped:
+        run_tool("import_apla", checkpoint, tmp_path / "p.pth", "--base", base, "--base-prefix", "backbone.")
+    assert all(message in str(stopped.value) for message in ["it was resumed, and then", *messages])
+    # rightly: by what it saved it is another model
+    run_tool("import_apla", checkpoint, tmp_path / "p.pth")
+    wrong = read_checkpoint(tmp_path / "p.pth")["state_dict"]
+    key = "backbone.blocks.0.attn.proj.weight"
+    assert not torch.equal(wrong[key], plain_of(model)[key])
+
+
+def test_settings_tell_that_it_was_not_resumed_where_its_start_is_not_there(run, write):
+    for given, known in ((dict(), True), (dict(restore_session=True), False)):
+        weights = read_authors(write(original_state=None, parameters=settings(**given))[0])
+        assert check_not_resumed(weights, run[3], "backbone.") is known
+
+
+def test_all_channels_in_two_parts(run, write, tmp_path, run_tool):
+    torch.manual_seed(1)
+    model = make_model()
+    for block in model.backbone.blocks:
+        block.attn.proj = TwoParts(block.attn.proj, torch.randperm(DIM), DIM)
+    checkpoint, _ = write(state_of(model), parameters=settings(partial_size=DIM))
+    run_tool("import_apla", checkpoint, tmp_path / "plain.pth")
+    assert_same(dict(read_weights(tmp_path / "plain.pth").state), plain_of(model))
+
+
+@pytest.fixture
+def full(write):
+    """A run of which the projections trained in full, for several GPUs: its model, checkpoint and base."""
+    torch.manual_seed(0)
+    model = make_model()
+    base, start = clone(model.backbone.state_dict()), clone(model.state_dict())
+    for name, parameter in model.backbone.named_parameters():
+        parameter.requires_grad = "attn.proj" in name
+    train(model)
+
+    def files(state=None, **given):
+        given = dict(partial_size="full", inds_path="i.json", world_size=2, **given)
+        state = clone(model.state_dict()) if state is None else state
+        checkpoint, path = write(state, start, parameters=settings(**given))
+        safetensors.torch.save_file(base, path)
+        return checkpoint, path
+
+    return model, files
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("given", [dict(), dict(restore_session=True)])
+def test_projections_that_trained_in_full(full, tmp_path, run_tool, prefix, given):
+    model, files = full
+    expected = plain_of(model, partial=False)
+    checkpoint, base = files({prefix + name: tensor for name, tensor in model.state_dict().items()}, **given)
+    plain, delta, merged = (tmp_path / f"{name}.safetensors" for name in ("plain", "delta", "merged"))
+    said = run_tool("import_apla", checkpoint, plain, "--base", base, "--base-prefix", "backbone.")
+    assert "2 projections, trained in full; what was frozen is the base's" in said
+    assert_same(dict(read_weights(plain).state), expected)
+    run_tool("import_apla", checkpoint, delta, "--to", "delta", "--base", base, "--base-prefix", "backbone.")
+    trained = {f"backbone.blocks.{i}.attn.proj.{kind}" for i in range(2) for kind in ("weight", "bias")}
+    assert load_delta(delta).tensors.keys() == trained | {"fc.weight", "fc.bias"} and not load_delta(delta).channels
+    run_tool("merge_delta", delta, merged)
+    assert_same(dict(read_weights(merged).state), expected)
+
+
+def test_what_does_not_fit_of_projections_in_full(full, write, tmp_path, run_tool):
+    model, files = full
+    state, out = clone(model.state_dict()), tmp_path / "plain.pth"
+
+    def refused(checkpoint, *arguments):
+        with pytest.raises(SystemExit) as stopped:
+            run_tool("import_apla", checkpoint, out, *arguments)
+        assert not out.exists()
+        return str(stopped.value)
+
+    inds = tmp_path / "i.json"
+    inds.write_text(json.dumps({"block_0": [1]}))
+    assert "trained in full, and nothing reads --inds: leave it out" in refused(files()[0], "--inds", inds)
+    moved = {**state, "backbone.blocks.1.mlp.fc1.bias": state["backbone.blocks.1.mlp.fc1.bias"] + 1}
+    checkpoint, base = files(moved)
+    said = refused(checkpoint, "--base", base, "--base-prefix", "backbone.")
+    assert (
+        "'backbone.blocks.1.mlp.fc1.bias' differ from the base, and were frozen" in said and "pretrained_path" in said
+    )
+    none = {name: tensor for name, tensor in state.items() if ".attn.proj." not in name}
+    assert "its parameters say partial_size: full, and no 'attn.proj.weight'" in refused(files(none)[0])
+    for parameters in (EasyDict(), settings(partial_size=R)):
+        said = refused(write(state, state, parameters=parameters)[0])
+        assert "this checkpoint is plain. Use it as it is; " in said and "extract_delta.py" in said
+
+
+def pair(run):
+    """A student, its teacher, and both plain."""
+    student, teacher = clone(run[2]), clone(run[2])
+    for name in teacher:
+        if name.endswith(("proj_weight1", "proj_bias1")):
+            teacher[name] += 1
+    return dict(student=student, teacher=teacher)
+
+
+@pytest.mark.parametrize("shape", ["dicts", "dicts in it", "prefixes", "DDP", "safetensors"])
+def test_a_student_and_a_teacher(run, write, tmp_path, run_tool, shape):
+    models = pair(run)
+    flat = {f"{model}.{name}": tensor for model, state in models.items() for name, tensor in state.items()}
+    checkpoint = tmp_path / "both.pth"
+    if shape == "safetensors":
+        checkpoint = tmp_path / "both.safetensors"
+        safetensors.torch.save_file({**flat, "loss.center": torch.ones(1)}, checkpoint)
+    elif shape in ("dicts", "dicts in it"):
+        content = dict(models, iteration=3)
+        torch.save(dict(model=content) if shape == "dicts in it" else content, checkpoint)
+    else:
+        prefix = "module." if shape == "DDP" else ""
+        checkpoint, _ = write({f"{prefix}{name}": tensor for name, tensor in flat.items()})
+    out = tmp_path / "plain.safetensors"
+    with pytest.raises(
+        SystemExit, match=r"holds a student and a teacher: say which by --part student or --part teacher"
+    ):
+        run_tool("import_apla", checkpoint, out)
+    expected = plain_of(run[0])
+    for part, added in (("student", 0), ("teacher", 1)):
+        run_tool("import_apla", checkpoint, out, "--part", part, "--force")
+        found = dict(read_weights(out).state)
+        for i, block in enumerate(run[0].backbone.blocks):
+            for kind in ("weight", "bias"):
+                name = f"backbone.blocks.{i}.attn.proj.{kind}"
+                rows = block.attn.proj.order[:R]
+                wanted = expected[name].index_copy(0, rows, expected[name][rows] + added)
+                assert torch.equal(found.pop(name), wanted)
+        assert_same(found, {name: tensor for name, tensor in expected.items() if ".attn.proj." not in name})
+
+
+def test_a_part_that_is_not_there(run, write, tmp_path, run_tool):
+    out, alone = tmp_path / "plain.safetensors", tmp_path / "alone.pth"
+    torch.save(dict(teacher=run[2]), alone)
+    run_tool("import_apla", alone, out)
+    assert_same(dict(read_weights(out).state), plain_of(run[0]))
+    for path, message in (
+        (alone, "holds no student, but a teacher"),
+        (write()[0], "holds neither a student nor a tea"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run_tool("import_apla", path, out, "--part", "student", "--force")
+    assert_same(dict(read_weights(out).state), plain_of(run[0]))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_teachers_backbone_alone_beside_what_both_started_from(run, write, tmp_path, run_tool, same):
+    """As it is saved while training without labels."""
+    state = {name.removeprefix("backbone."): t for name, t in run[2].items() if name.startswith("backbone.")}
+    start = run[1] if same else run[2]
+    started = {f"{model}.{name}": tensor for model in ("student", "teacher") for name, tensor in start.items()}
+    checkpoint, base = write(state, {**started, "dino_loss.center": torch.ones(1)})
+    if same:
+        said = run_tool("import_apla", checkpoint, tmp_path / "plain.safetensors", "--base", base)
+        assert "is not known" not in said
+        expected = {n.removeprefix("backbone."): t for n, t in plain_of(run[0]).items() if n.startswith("backbone.")}
+        assert_same(dict(read_weights(tmp_path / "plain.safetensors").state), expected)
+        return
+    with pytest.raises(SystemExit, match="it was resumed, and then"):
+        run_tool("import_apla", checkpoint, tmp_path / "plain.safetensors", "--base", base)
+
+
 class Evil:
     """Calls a function when it is unpickled."""
 
@@ -346,7 +594,7 @@ def test_nothing_in_it_is_run(run, write, tmp_path, run_tool):
     assert not mark.exists()
 
 
-def test_what_lies_beside_the_weights_is_read_as_plain_values(run, write, assert_same):
+def test_what_lies_beside_the_weights_is_read_as_plain_values(run, write):
     weights = read_weights(write()[0])
     assert_same(weights.state, run[2])
     assert_same(weights.rest["original_state"], run[1])

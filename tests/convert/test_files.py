@@ -5,6 +5,7 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
+from helpers.comparisons import assert_same
 
 from apla_mm.convert.files import check_output, check_suffix, checkpoint_bytes, said_by_tool, write_checkpoint
 
@@ -16,7 +17,7 @@ def state():
     return {"a.weight": weight, "b.weight": weight, "c.weight": weight.t(), "count": torch.tensor(3)}
 
 
-def test_checkpoint_is_written_whole(state, tmp_path, assert_same):
+def test_checkpoint_is_written_whole(state, tmp_path):
     meta = dict(iter=3, classes=("a", "b"))
     for name in ("c.pth", "c.safetensors"):
         (tmp_path / name).write_text("what was there")

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers.comparisons import assert_same
+from helpers.processes import run
+from helpers.tools import CONVERTERS
 from mmengine.runner import load_checkpoint
 
 from apla_mm.convert.full_checkpoint import delta_of
@@ -18,10 +21,9 @@ from apla_mm.loading.checkpoint_reader import mmengines_types, read_checkpoint
 from apla_mm.tuning.apla_hook import APLAHook
 
 
-def test_there_and_back_by_the_tools(trained, tmp_path, monkeypatch, start_tool, run_tool, assert_same):
+def test_there_and_back_by_the_tools(trained, tmp_path, monkeypatch, run_tool):
     delta_path = tmp_path / "deltas/task.safetensors"
-    made = start_tool("extract_delta", trained.last, trained.base, delta_path)
-    assert made.returncode == 0, made.stderr
+    made = run(CONVERTERS / "extract_delta.py", trained.last, trained.base, delta_path)
     (base,) = (tmp_path / "deltas/bases").iterdir()
     assert "channels of 2 projections, 7 whole tensors" in made.stdout and str(base) in made.stdout
 
@@ -43,8 +45,7 @@ def test_there_and_back_by_the_tools(trained, tmp_path, monkeypatch, start_tool,
     with pytest.raises(SystemExit, match=base.name):
         run_tool("merge_delta", moved, out)
     assert not out.exists()
-    merged = start_tool("merge_delta", moved, out, APLA_MM_BASES=str(elsewhere))
-    assert merged.returncode == 0, merged.stderr
+    run(CONVERTERS / "merge_delta.py", moved, out, env=dict(APLA_MM_BASES=str(elsewhere)))
     checkpoint, full = read_checkpoint(out), read_checkpoint(trained.last)
     assert_same(checkpoint["state_dict"], full["state_dict"])
     assert_same(checkpoint["state_dict"], trained.state)
@@ -55,7 +56,7 @@ def test_there_and_back_by_the_tools(trained, tmp_path, monkeypatch, start_tool,
     assert out.stat().st_size < trained.last.stat().st_size
 
 
-def test_mmengine_loads_what_was_merged(trained, tmp_path, run_tool, assert_same):
+def test_mmengine_loads_what_was_merged(trained, tmp_path, run_tool):
     run_tool("extract_delta", trained.last, trained.base, tmp_path / "d.safetensors")
     run_tool("merge_delta", tmp_path / "d.safetensors", tmp_path / "m.pth")
     model = torch.nn.ModuleDict(dict(norm=torch.nn.BatchNorm1d(32), head=torch.nn.Linear(32, 3)))
@@ -67,7 +68,7 @@ def test_mmengine_loads_what_was_merged(trained, tmp_path, run_tool, assert_same
     assert checkpoint["state_dict"]._metadata["head"] == versions["head"] == dict(version=1)
 
 
-def test_pretrained_weights_are_a_base_too(trained, tmp_path, run_tool, assert_same):
+def test_pretrained_weights_are_a_base_too(trained, tmp_path, run_tool):
     delta = tmp_path / "d.safetensors"
     run_tool("extract_delta", trained.last, trained.vit, delta, "--base-prefix", "backbone.vit.")
     for base in ([], ["--base", trained.vit, "--base-prefix", "backbone.vit."], ["--base", trained.base]):
@@ -113,7 +114,7 @@ def test_arrays_in_meta_come_back_as_lists(trained, tmp_path, run_tool):
     assert read_checkpoint(tmp_path / "m.pth")["meta"]["dataset_meta"] == expected
 
 
-def test_channels_may_be_given(trained, tmp_path, run_tool, assert_same):
+def test_channels_may_be_given(trained, tmp_path, run_tool):
     delta, lists = tmp_path / "d.safetensors", tmp_path / "c.json"
     base = OrderedDict(trained.before)
     name = next(iter(trained.channels))
@@ -185,7 +186,7 @@ def test_another_base_needs_no_check(trained, tmp_path, run_tool):
         run_tool("merge_delta", delta, tmp_path / "n.pth", "--base", delta)
 
 
-def test_nan_is_refused_before_the_base_is_written(trained, tmp_path, run_tool, assert_same):
+def test_nan_is_refused_before_the_base_is_written(trained, tmp_path, run_tool):
     state = {**trained.state, "head.bias": torch.full((3,), torch.nan)}
     torch.save(dict(state_dict=state, meta={}), tmp_path / "nan.pth")
     folder, out = tmp_path / "deltas", tmp_path / "m.pth"

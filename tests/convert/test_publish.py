@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers.comparisons import assert_same
 
 from apla_mm.convert.publish import publish
 from apla_mm.delta import load_delta, save_delta
@@ -23,7 +24,7 @@ def check_name(path, start, suffix):
 
 
 @pytest.mark.parametrize("out", ["setr_ade20k", "setr_ade20k.pth", "v1.5_setr"])
-def test_a_checkpoint_is_stripped_and_named(trained, tmp_path, assert_same, out):
+def test_a_checkpoint_is_stripped_and_named(trained, tmp_path, out):
     before = read_checkpoint(trained.last)
     last = tmp_path / "work/last.pth"
     last.parent.mkdir()

@@ -1,13 +1,13 @@
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.data_sets import edit_json
+from helpers.processes import run_python
 from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV1Dataset
 from mmseg.datasets import ADE20KDataset
 from PIL import Image
@@ -17,7 +17,6 @@ from apla_mm.data.reading import DataError
 
 CLASSES = ("square", "disc")
 SHARED = Path(__file__).parents[3] / "shared/data"
-Edit = Callable[[Path, Callable[[dict], object]], None]
 
 
 def file_of(root: Path, split: str = "train") -> Path:
@@ -61,16 +60,14 @@ def test_file_in_order_is_summed_up(coco_root: Path, masks: bool, scored: bool) 
         ([5, -3, 10, 10], "has the box [5.0, -3.0, 10.0, 10.0], 3.0 pixels outside"),
     ],
 )
-def test_box_outside_its_image_is_an_error_that_names_both(
-    coco_root: Path, edit_json: Edit, box: list, expected: str
-) -> None:
+def test_box_outside_its_image_is_an_error_that_names_both(coco_root: Path, box: list, expected: str) -> None:
     edit_json(file_of(coco_root), lambda content: add(content, bbox=box))
     with pytest.raises(DataError) as error:
         check(coco_root)
     assert str(error.value).startswith(f"'{file_of(coco_root)}': annotation 999 in image 13, 'scene_3.jpg', {expected}")
 
 
-def test_error_tells_how_many_more_boxes_are_wrong(coco_root: Path, edit_json: Edit) -> None:
+def test_error_tells_how_many_more_boxes_are_wrong(coco_root: Path) -> None:
     def change(content: dict) -> None:
         for annotation in content["annotations"][2:5]:
             annotation["bbox"] = [64, 0, 10, 10]
@@ -82,7 +79,7 @@ def test_error_tells_how_many_more_boxes_are_wrong(coco_root: Path, edit_json: E
 
 @pytest.mark.parametrize(("tolerance", "outside", "fine"), [(1.0, 0.9, True), (1.0, 1.1, False), (3.0, 2.9, True)])
 def test_box_may_reach_out_of_its_image_by_the_tolerance(
-    coco_root: Path, edit_json: Edit, tolerance: float, outside: float, fine: bool
+    coco_root: Path, tolerance: float, outside: float, fine: bool
 ) -> None:
     edit_json(file_of(coco_root), lambda content: add(content, bbox=[54 + outside, 6, 10, 10]))
     if fine:
@@ -103,7 +100,7 @@ def test_box_may_reach_out_of_its_image_by_the_tolerance(
         dict(ignore=1),
     ],
 )
-def test_what_mmdet_leaves_out_is_counted(coco_root: Path, edit_json: Edit, annotation: dict) -> None:
+def test_what_mmdet_leaves_out_is_counted(coco_root: Path, annotation: dict) -> None:
     edit_json(file_of(coco_root), lambda content: add(content, **annotation))
     assert len(labels_of(coco_root)) == 9
     said = "10 annotations in order; 1 are left out, with a box under a pixel, no area, or the mark 'ignore'"
@@ -111,7 +108,7 @@ def test_what_mmdet_leaves_out_is_counted(coco_root: Path, edit_json: Edit, anno
 
 
 @pytest.mark.parametrize("without", [(), ("segmentation",)])
-def test_what_mmdet_leaves_out_needs_no_mask(coco_root: Path, edit_json: Edit, without: tuple) -> None:
+def test_what_mmdet_leaves_out_needs_no_mask(coco_root: Path, without: tuple) -> None:
     def change(content: dict) -> None:
         add(content, bbox=[5, 6, 0, 0], segmentation=[])
         for key in without:
@@ -134,7 +131,7 @@ RUN_LENGTHS = dict(size=[48, 64], counts=[0, 480, 2592])
         dict(size=[48, 64], counts="0`?a1"),
     ],
 )
-def test_polygons_and_run_lengths_are_masks(coco_root: Path, edit_json: Edit, mask: Any) -> None:
+def test_polygons_and_run_lengths_are_masks(coco_root: Path, mask: Any) -> None:
     edit_json(file_of(coco_root), lambda content: add(content, segmentation=mask))
     assert check(coco_root, masks=True) == "4 images and 10 annotations in order"
 
@@ -154,9 +151,7 @@ def test_polygons_and_run_lengths_are_masks(coco_root: Path, edit_json: Edit, ma
         (dict(counts=[3072]), "has a mask of size None in an image of [48, 64]"),
     ],
 )
-def test_what_is_no_mask_is_an_error_where_masks_are_asked_for(
-    coco_root: Path, edit_json: Edit, mask: Any, expected: str
-) -> None:
+def test_what_is_no_mask_is_an_error_where_masks_are_asked_for(coco_root: Path, mask: Any, expected: str) -> None:
     edit_json(file_of(coco_root), lambda content: add(content, segmentation=mask))
     assert "10 annotations in order" in check(coco_root)
     with pytest.raises(DataError) as error:
@@ -185,7 +180,7 @@ def test_order_of_the_classes_must_be_the_files_since_mmdet_counts_by_that(coco_
     )
 
 
-def test_order_is_that_of_the_list_and_not_of_the_ids(coco_root: Path, edit_json: Edit) -> None:
+def test_order_is_that_of_the_list_and_not_of_the_ids(coco_root: Path) -> None:
     edit_json(file_of(coco_root), lambda content: content["categories"].reverse())
     assert labels_of(coco_root, ("disc", "square"))[:2] == [1, 0]  # a square, a disc
     assert "in order" in check(coco_root, ("disc", "square"))
@@ -224,7 +219,7 @@ def leave_squares(content: dict) -> None:
     ],
 )
 def test_nothing_to_learn_from_is_an_error_that_tells_what_there_is(
-    coco_root: Path, edit_json: Edit, change: Callable[[dict], object], settings: dict, expected: str
+    coco_root: Path, change: Callable[[dict], object], settings: dict, expected: str
 ) -> None:
     edit_json(file_of(coco_root), change)
     with pytest.raises(DataError, match=re.escape(expected)) as error:
@@ -239,13 +234,13 @@ def test_mmdet_itself_dies_of_images_that_are_all_too_small_without_a_word_on_th
     assert "in order" in check(coco_root, min_size=48)
 
 
-def test_list_of_images_alone_is_enough_to_predict_for(coco_root: Path, edit_json: Edit) -> None:
+def test_list_of_images_alone_is_enough_to_predict_for(coco_root: Path) -> None:
     edit_json(file_of(coco_root), lambda content: content.pop("annotations"))
     assert check(coco_root, annotated=False) == "4 images and 0 annotations in order"
 
 
 @pytest.mark.parametrize("scored", [False, True])
-def test_evaluation_asks_for_iscrowd(coco_root: Path, edit_json: Edit, scored: bool) -> None:
+def test_evaluation_asks_for_iscrowd(coco_root: Path, scored: bool) -> None:
     edit_json(file_of(coco_root), lambda content: content["annotations"][1].pop("iscrowd"))
     if scored:
         with pytest.raises(DataError, match=r"has no 'iscrowd': expected 0 or 1, which the evaluation reads"):
@@ -254,13 +249,13 @@ def test_evaluation_asks_for_iscrowd(coco_root: Path, edit_json: Edit, scored: b
         assert "in order" in check(coco_root)
 
 
-def test_annotation_0_is_pointed_out_where_predictions_are_scored(coco_root: Path, edit_json: Edit) -> None:
+def test_annotation_0_is_pointed_out_where_predictions_are_scored(coco_root: Path) -> None:
     edit_json(file_of(coco_root), lambda content: content["annotations"][0].update(id=0))
     assert "id 0 as missed" not in check(coco_root)
     assert "id 0 as missed" in check(coco_root, truths=[str(file_of(coco_root))])
 
 
-def test_evaluator_must_compare_with_the_same_images_and_categories(coco_root: Path, edit_json: Edit) -> None:
+def test_evaluator_must_compare_with_the_same_images_and_categories(coco_root: Path) -> None:
     copy = coco_root / "copy.json"
     copy.write_bytes(file_of(coco_root).read_bytes())
     assert "in order" in check(coco_root, truths=[str(copy)])
@@ -331,8 +326,7 @@ def test_data_sets_of_mmdet_are_recognised(cls: type | None, coco: bool, plain: 
 
 def test_recognising_them_imports_nothing_of_mmdet() -> None:
     code = "import sys; from apla_mm.data.coco_check import is_coco; print(is_coco(dict), 'mmdet' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("False False")
+    assert run_python(code).stdout.strip().endswith("False False")
 
 
 @pytest.mark.parametrize(

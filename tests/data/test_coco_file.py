@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.data_sets import edit_json
 
 from apla_mm.data.coco_file import CocoFile
 from apla_mm.data.reading import DataError
-
-Edit = Callable[[Path, Callable[[dict], object]], None]
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def drop(kind: str, index: int, key: str) -> Callable[[dict], object]:
     ],
 )
 def test_file_that_contradicts_itself_is_an_error_that_names_the_entry(
-    path: Path, edit_json: Edit, change: Callable[[dict], object], expected: str
+    path: Path, change: Callable[[dict], object], expected: str
 ) -> None:
     edit_json(path, change)
     with pytest.raises(DataError, match=re.escape(expected)) as error:
@@ -136,9 +135,7 @@ def test_list_of_annotations_is_no_coco_file(path: Path) -> None:
         ([5, 6, float("inf"), 9], "[5, 6, Infinity, 9]"),
     ],
 )
-def test_what_is_no_box_is_an_error_that_names_annotation_and_image(
-    path: Path, edit_json: Edit, box: list, shown: str
-) -> None:
+def test_what_is_no_box_is_an_error_that_names_annotation_and_image(path: Path, box: list, shown: str) -> None:
     edit_json(path, lambda content: content["annotations"][5].update(bbox=box))
     with pytest.raises(DataError) as error:
         CocoFile(str(path))

@@ -1,14 +1,15 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.data_sets import edit_json, write_coco, write_scenes
+from helpers.processes import run_ranks
+from helpers.small_configs import detection_config as config_of_detector
+from helpers.small_configs import segmentation_config as config_of_segmentor
 from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
@@ -75,23 +76,19 @@ def test_data_of_another_kind_are_let_through(
 
 
 @pytest.fixture(scope="module")
-def built(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_data_set: Callable[[Path], Path],
-    make_segmentation_config: Callable[[Path, Path], Config],
-) -> tuple[Path, Runner]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner]:
     """A Runner whose loops are built and do not run, and its data set."""
     folder = tmp_path_factory.mktemp("built")
-    root = make_data_set(folder / "scenes")
-    runner = build_runner(make_segmentation_config(root, folder / "work"))
+    root = write_scenes(folder / "scenes")
+    runner = build_runner(config_of_segmentor(root, folder / "work"))
     assert len(runner.train_loop.dataloader.dataset) == 3 and len(runner.val_loop.dataloader.dataset) == 2
     assert len(runner.test_loop.dataloader.dataset) == 2
     return root, runner
 
 
 @pytest.fixture
-def root(built: tuple[Path, Runner], make_data_set: Callable[[Path], Path]) -> Path:
-    return make_data_set(built[0])
+def root(built: tuple[Path, Runner]) -> Path:
+    return write_scenes(built[0])
 
 
 @pytest.fixture
@@ -167,7 +164,6 @@ def test_time_limit_is_kept_and_the_log_says_how_far_it_came(
         DataCheckHook(time_limit=None).before_test(runner)
 
 
-Edit = Callable[[Path, Callable[[dict], object]], None]
 SPLITS = [("train", 1, "train"), ("val", 4, "train"), ("val", 4, "test")]
 
 
@@ -190,23 +186,19 @@ def test_coco_data_in_order_are_logged_once_and_trained_on(
 
 
 @pytest.fixture(scope="module")
-def built_detector(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_coco_data_set: Callable[[Path], Path],
-    make_detection_config: Callable[[Path, Path], Config],
-) -> tuple[Path, Runner]:
+def built_detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runner]:
     """A Runner of a detector whose loops are built and do not run, and its data set."""
     folder = tmp_path_factory.mktemp("built_detector")
-    root = make_coco_data_set(folder / "shapes")
-    runner = build_runner(make_detection_config(root, folder / "work"))
+    root = write_coco(folder / "shapes")
+    runner = build_runner(config_of_detector(root, folder / "work"))
     assert len(runner.train_loop.dataloader.dataset) == 4 and len(runner.val_loop.dataloader.dataset) == 2
     assert len(runner.test_loop.dataloader.dataset) == 2
     return root, runner
 
 
 @pytest.fixture
-def shapes(built_detector: tuple[Path, Runner], make_coco_data_set: Callable[[Path], Path]) -> Path:
-    return make_coco_data_set(built_detector[0])
+def shapes(built_detector: tuple[Path, Runner]) -> Path:
+    return write_coco(built_detector[0])
 
 
 @pytest.fixture
@@ -237,7 +229,6 @@ TESTING = ("test_dataloader",)
 def test_annotation_file_is_checked_while_there_is_no_data_set(
     shapes: Path,
     detector: Runner,
-    edit_json: Edit,
     loaders: tuple[str, ...],
     split: str,
     change: Callable[[dict], object],
@@ -251,7 +242,7 @@ def test_annotation_file_is_checked_while_there_is_no_data_set(
 
 
 def test_tools_check_the_files_before_mmdet_fails_of_them(
-    detection_config: Config, coco_root: Path, edit_json: Edit, read_log: Callable[[], str]
+    detection_config: Config, coco_root: Path, read_log: Callable[[], str]
 ) -> None:
     edit_json(coco_root / "annotations/instances_train.json", lambda content: content["annotations"].clear())
     with pytest.raises(DataError, match=r"instances_train\.json' has no object of the classes square, disc"):
@@ -261,9 +252,7 @@ def test_tools_check_the_files_before_mmdet_fails_of_them(
     assert "test_dataloader: " in read_log() and "train_dataloader: " not in read_log()
 
 
-def test_masks_are_asked_for_by_pipelines_and_evaluators_alone(
-    shapes: Path, detector: Runner, cfg: Config, edit_json: Edit
-) -> None:
+def test_masks_are_asked_for_by_pipelines_and_evaluators_alone(shapes: Path, detector: Runner, cfg: Config) -> None:
     for split in ("train", "val"):
         path = shapes / f"annotations/instances_{split}.json"
         edit_json(path, lambda content: [a.pop("segmentation") for a in content["annotations"]])
@@ -280,7 +269,7 @@ def test_masks_are_asked_for_by_pipelines_and_evaluators_alone(
         DataCheckHook().check_annotation_files(detector, TRAINING)
 
 
-def test_box_tolerance_is_an_option_of_the_hook(shapes: Path, detector: Runner, edit_json: Edit) -> None:
+def test_box_tolerance_is_an_option_of_the_hook(shapes: Path, detector: Runner) -> None:
     edit_json(shapes / "annotations/instances_train.json", lambda content: add_box(content, 60, 20, 10, 10))
     with pytest.raises(DataError, match="6.0 pixels outside its image"):
         DataCheckHook().check_annotation_files(detector, TRAINING)
@@ -302,7 +291,7 @@ def test_evaluator_that_compares_with_another_file_is_an_error(shapes: Path, det
 
 
 def test_images_without_annotations_can_be_predicted_for_and_not_scored(
-    shapes: Path, detector: Runner, cfg: Config, edit_json: Edit
+    shapes: Path, detector: Runner, cfg: Config
 ) -> None:
     edit_json(shapes / "annotations/instances_val.json", lambda content: content.pop("annotations"))
     with pytest.raises(DataError, match="has no list 'annotations'"):
@@ -322,7 +311,6 @@ def test_wrapped_data_sets_are_checked(
     shapes: Path,
     detector: Runner,
     cfg: Config,
-    edit_json: Edit,
     monkeypatch: pytest.MonkeyPatch,
     wrap: Callable[[dict], dict],
 ) -> None:
@@ -361,7 +349,7 @@ def test_image_not_in_order_is_named(
 
 @pytest.mark.parametrize(("split", "scene", "before"), SPLITS)
 def test_annotations_are_checked_under_other_tools_too(
-    shapes: Path, detector: Runner, edit_json: Edit, split: str, scene: int, before: str
+    shapes: Path, detector: Runner, split: str, scene: int, before: str
 ) -> None:
     path = shapes / f"annotations/instances_{split}.json"
     edit_json(path, lambda content: content["categories"].reverse())
@@ -401,11 +389,10 @@ def test_two_processes_share_the_work_and_raise_the_same_error(detection_config:
         loader.dataset.data_root = coco_root.name  # below the folder where the script starts
     folder = coco_root.parent
     detection_config.dump(folder / "config.py")
-    script = folder / "ddp.py"
-    script.write_text(
-        textwrap.dedent("""
+    code = """
         import json, os, pathlib, torch
         import apla_mm
+        from helpers.data_sets import edit_json
         from mmengine.config import Config
         from mmengine.runner import Runner
         from apla_mm.data.reading import DataError
@@ -442,16 +429,11 @@ def test_two_processes_share_the_work_and_raise_the_same_error(detection_config:
         errors.append(error_of(lambda: hook.before_train(runner)))
         if not rank:
             path = root / "annotations/instances_val.json"
-            content = json.loads(path.read_text())
-            content["annotations"][0]["image_id"] = 77
-            path.write_text(json.dumps(content))
+            edit_json(path, lambda content: content["annotations"][0].update(image_id=77))
         errors.append(away(lambda: hook.check_annotation_files(runner, loaders)))
         (pathlib.Path.cwd() / f"rank{rank}.json").write_text(json.dumps(errors))
-        """)
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    """
+    run_ranks(code, folder)
     first, second = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
     # the process that found it says so; in the other it is told of
     told = [(a, b) if a is None or a.startswith("DataError") else (b, a) for a, b in zip(first, second, strict=True)]

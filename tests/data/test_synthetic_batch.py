@@ -1,14 +1,13 @@
-from pathlib import Path
-
 import pytest
 import torch
+from helpers import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from apla_mm.data.synthetic_batch import synthetic_batch
 from apla_mm.options.shared_options import apply_shared_options
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 @pytest.mark.parametrize("classes", [["car"], ["car", "bus", "tram"]])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from helpers.comparisons import assert_same, clone
 
 from apla_mm.delta import BaseMismatchError, DeltaError, extract_delta_from_states
 from apla_mm.delta.base_file import base_name, find_base, load_base, merged_state, save_base
@@ -26,13 +27,13 @@ def state():
 
 @pytest.fixture
 def delta(state):
-    trained = {name: tensor.clone() for name, tensor in state.items()}
+    trained = clone(state)
     trained["vit.a.weight"][[1, 4]] += 1
     trained["head.weight"] = torch.ones(2, 2)
     return trained, extract_delta_from_states(trained, state)
 
 
-def test_what_is_saved_is_loaded(state, tmp_path, assert_same):
+def test_what_is_saved_is_loaded(state, tmp_path):
     state["vit.view"] = state["vit.a.weight"].T  # not contiguous, and of shared memory
     path = save_base(state, tmp_path / "new/bases")
     assert path.name == base_name(state) and [path] == list((tmp_path / "new/bases").iterdir())
@@ -135,15 +136,13 @@ def test_a_name_that_climbs_out_is_refused(tmp_path, name):
 
 def test_merged_is_what_was_trained(state, delta):
     trained, delta = delta
-    copies = {name: tensor.clone() for name, tensor in state.items()}
+    copies = clone(state)
     more = {**state, "other_head.weight": torch.ones(3)}  # is left out
     shorter = {name.removeprefix("vit."): tensor for name, tensor in state.items()}  # a prefix is another
     longer = {f"model.backbone.{name}": tensor for name, tensor in state.items()}
     for base in (state, more, shorter, longer):
-        merged = merged_state(delta, base)
-        assert merged.keys() == trained.keys()
-        assert all(torch.equal(merged[name], trained[name]) for name in trained)
-    assert all(torch.equal(state[name], copies[name]) for name in copies)  # untouched
+        assert_same(merged_state(delta, base), trained)
+    assert_same(state, copies)  # untouched
 
 
 def test_another_base_is_refused(state, delta):

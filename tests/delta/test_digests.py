@@ -3,6 +3,7 @@ import io
 
 import pytest
 import torch
+from helpers.comparisons import assert_same
 from mmseg.models.backbones import SwinTransformer
 from safetensors.torch import load, save
 from torch import nn
@@ -40,7 +41,7 @@ def test_same_base_same_fingerprint(make_pair):
 def test_other_base_other_fingerprint(make_pair):
     base, _ = make_pair()
     state = base.state_dict()
-    name = "vit.pos_embed"
+    name = "backbone.pos_embed"
     flipped = state[name].clone()
     flipped.view(torch.int32)[0, 1, 2] ^= 1
     others = [
@@ -49,7 +50,7 @@ def test_other_base_other_fingerprint(make_pair):
         {**state, name: state[name].squeeze(0)},
         {**state, "x": torch.zeros(1)},
         {n: t for n, t in state.items() if n != name},
-        {("vit.other" if n == name else n): t for n, t in state.items()},
+        {("backbone.other" if n == name else n): t for n, t in state.items()},
         {**state, "norm.weight": state["norm.bias"], "norm.bias": state["norm.weight"]},
     ]
     assert len({of(other) for other in (state, *others)}) == len(others) + 1
@@ -90,7 +91,7 @@ def test_mismatch_names_eight_and_counts_the_rest():
     assert "1 are missing: 'a.11'; 1 are not in the delta's base: 'new'" in str(error.value)
 
 
-def test_of_swin(assert_same):
+def test_of_swin():
     """Several widths, tables, and buffers of indices, which stay in the base."""
     swin = SwinTransformer(
         pretrain_img_size=32, embed_dims=16, depths=(2, 2), num_heads=(2, 4), window_size=4, strides=(4, 2),

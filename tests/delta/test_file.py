@@ -5,18 +5,18 @@ import os
 import pickle
 import re
 import struct
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from helpers.comparisons import assert_same
+from helpers.processes import run_python
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apla_mm.delta import Delta, DeltaError, Header, extract_delta, load_delta, save_delta
 
-PROJ = "vit.blocks.0.attn.proj"
+PROJ = "backbone.blocks.0.attn.proj"
 KEY = "apla_delta"
 
 
@@ -50,7 +50,7 @@ def refused(path, message, **kwargs):
     assert str(error.value).startswith(f"delta '{path}': ")
 
 
-def test_round_trip(delta, path, assert_same):
+def test_round_trip(delta, path):
     loaded = load_delta(path)
     assert loaded.header == delta.header
     for group in ("channels", "rows", "tensors"):
@@ -72,7 +72,7 @@ def test_any_safetensors_reader_reads_it(delta, path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int32, torch.int8, torch.uint8, torch.bool])
-def test_dtypes_shapes_and_shared_memory(delta, tmp_path, assert_same, dtype):
+def test_dtypes_shapes_and_shared_memory(delta, tmp_path, dtype):
     whole = torch.arange(12).reshape(3, 4).to(dtype)
     odd = {"t": whole.T, "again": whole.T, "part": whole[:, 1], "scalar": whole[0, 0], "none": whole[:0]}
     save_delta(dataclasses.replace(delta, tensors=odd), tmp_path / "d")
@@ -143,9 +143,7 @@ for path in sys.argv[1:]:
         print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
-    command = [sys.executable, "-c", code, path, tail]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    long, longer, mebibytes = done.stdout.splitlines()
+    long, longer, mebibytes = run_python(code, path, tail).stdout.splitlines()
     assert "its header has 17179869184 bytes, and 16777216 are allowed" in long
     assert f"it has {2**33} bytes, and should have {len(data)}" in longer
     assert int(mebibytes) < 64
@@ -292,7 +290,7 @@ W, B, C = f"rows/{PROJ}.weight", f"rows/{PROJ}.bias", f"channels/{PROJ}"
         (lambda t: (t.pop(C), t.pop(W)), "are not of the weight or bias of a projection"),
         (lambda t: t.update({f"rows/{PROJ}.gamma": t[B]}), "are not of the weight or bias of a projection"),
         (lambda t: t.update({f"tensors/{PROJ}.weight": t[W]}), "are there as rows and as whole tensors"),
-        (lambda t: t.update({"tensors/vit.pos_embed": t[W]}), "whole in the delta and also belong to its base"),
+        (lambda t: t.update({"tensors/backbone.pos_embed": t[W]}), "whole in the delta and also belong to its base"),
         (lambda t: t.update({"tensors/x": torch.zeros(2).cfloat()}), r"x \(torch.complex64\)' have a dtype that"),
         (lambda t: t.update({"other/x": t[W]}), "'other/x' is neither of channels, rows nor tensors"),
         (lambda t: t.update({"x": t[W]}), "'x' is neither of channels, rows nor tensors"),
@@ -319,7 +317,7 @@ def test_names_that_are_none(delta, path, name):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("group", ["rows", "tensors"])
-def test_nan_and_infinity(delta, path, assert_same, value, group):
+def test_nan_and_infinity(delta, path, value, group):
     tensors = getattr(delta, group)
     name = next(iter(tensors))
     tensors[name].view(-1)[-1] = value
@@ -386,4 +384,4 @@ class Filter:
 sys.meta_path[:] = map(Filter, sys.meta_path)
 import apla_mm.delta
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run_python(code)

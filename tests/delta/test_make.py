@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.comparisons import assert_same, clone, differences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -21,10 +22,6 @@ from apla_mm.delta import (
 )
 
 
-def clone(state):
-    return {name: tensor.clone() for name, tensor in state.items()}
-
-
 @pytest.mark.parametrize(
     ("dtype", "adapt"),
     [
@@ -35,11 +32,11 @@ def clone(state):
         (torch.float32, {"r": "full"}),
         (torch.float32, {"r": 31, "blocks": 1}),
         (torch.float32, {"blocks": "none"}),
-        (torch.float32, {"trainable": ["vit.pos_embed", "*norm*"]}),
+        (torch.float32, {"trainable": ["backbone.pos_embed", "*norm*"]}),
     ],
     ids=str,
 )
-def test_a_fresh_base_becomes_the_trained_model(make_pair, assert_same, tmp_path, dtype, adapt):
+def test_a_fresh_base_becomes_the_trained_model(make_pair, tmp_path, dtype, adapt):
     base, trained = make_pair(dtype, **adapt)
     save_delta(extract_delta(trained, iteration=2), tmp_path / "delta.safetensors")
     delta = load_delta(tmp_path / "delta.safetensors")
@@ -76,7 +73,7 @@ def test_inside_autocast(make_pair):
 def test_the_delta_holds_what_trained_and_no_more(make_pair):
     base, trained = make_pair()
     delta = extract_delta(trained, r=3, seed=0)
-    projections = [f"vit.blocks.{i}.attn.proj" for i in range(2)]
+    projections = [f"backbone.blocks.{i}.attn.proj" for i in range(2)]
     assert list(delta.channels) == projections
     assert delta.rows.keys() == {f"{p}.{kind}" for p in projections for kind in ("weight", "bias")}
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
@@ -86,7 +83,7 @@ def test_the_delta_holds_what_trained_and_no_more(make_pair):
     assert delta.nbytes < 0.1 * sum(t.nbytes for t in base.state_dict().values())
 
 
-def test_the_delta_is_a_copy(make_pair, train, assert_same):
+def test_the_delta_is_a_copy(make_pair, train):
     _, trained = make_pair()
     delta = extract_delta(trained)
     before = clone({**delta.rows, **delta.tensors, **delta.channels})
@@ -102,7 +99,7 @@ def test_the_delta_is_a_copy(make_pair, train, assert_same):
     assert_same({**delta.rows, **delta.tensors, **delta.channels}, before)
 
 
-def test_statistics_move_in_a_norm_that_is_frozen(make_pair, assert_same):
+def test_statistics_move_in_a_norm_that_is_frozen(make_pair):
     base, trained = make_pair(trainable=["head.*"])
     delta = extract_delta(trained)
     assert delta.tensors.keys() >= {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
@@ -119,11 +116,11 @@ def test_digests_of_an_earlier_delta_stand_for_the_base(make_pair, train, monkey
     delta = extract_delta(trained, digests=digests)
     assert delta.header.base == digests
     apply_delta(base, delta)
-    with pytest.raises(DeltaError, match=r"digests= does not fit what trains: those of 'vit.pos_embed' are"):
-        extract_delta(trained, digests={n: d for n, d in digests.items() if n != "vit.pos_embed"})
+    with pytest.raises(DeltaError, match=r"digests= does not fit what trains: those of 'backbone.pos_embed' are"):
+        extract_delta(trained, digests={n: d for n, d in digests.items() if n != "backbone.pos_embed"})
 
 
-def test_of_a_mean_of_weights(make_pair, train, assert_same):
+def test_of_a_mean_of_weights(make_pair, train):
     base, trained = make_pair()
     mean = torch.optim.swa_utils.AveragedModel(trained)
     mean.requires_grad_(False)
@@ -137,7 +134,7 @@ def test_of_a_mean_of_weights(make_pair, train, assert_same):
         extract_delta(trained, state={n: t for n, t in mean.state_dict().items() if "head" in n} | trained.state_dict())
 
 
-def test_training_goes_on_from_a_delta(make_pair, train, assert_same):
+def test_training_goes_on_from_a_delta(make_pair, train):
     base, trained = make_pair()
     apla_mm.adapt(base, r=3, trainable=["norm.*", "head.*"])
     train(base)  # its rows have moved, elsewhere
@@ -152,16 +149,16 @@ def test_training_goes_on_from_a_delta(make_pair, train, assert_same):
     assert_same(base.state_dict(), trained.state_dict())
 
 
-def test_rows_that_are_nan_are_replaced(make_pair, assert_same):
+def test_rows_that_are_nan_are_replaced(make_pair):
     _, trained = make_pair()
     wanted, delta = clone(trained.state_dict()), extract_delta(trained)
     with torch.no_grad():
-        trained.vit.blocks[0].attn.proj.trained.weight.fill_(torch.nan)
+        trained.backbone.blocks[0].attn.proj.trained.weight.fill_(torch.nan)
     apply_delta(trained, delta)
     assert_same(trained.state_dict(), wanted)
 
 
-def test_one_task_after_another_and_back(make_pair, train, assert_same):
+def test_one_task_after_another_and_back(make_pair, train):
     base, first = make_pair()
     second = copy.deepcopy(base)
     apla_mm.adapt(second, r=3, trainable=["norm.*", "head.*"])
@@ -175,16 +172,16 @@ def test_one_task_after_another_and_back(make_pair, train, assert_same):
             assert_same(base.state_dict(), state)
 
 
-def test_below_a_prefix(make_pair, assert_same):
+def test_below_a_prefix(make_pair):
     base, trained = make_pair(trainable=["norm.*"])
-    delta = extract_delta(trained.vit)
-    wanted = {f"backbone.{n}": t for n, t in trained.vit.state_dict().items()}
+    delta = extract_delta(trained.backbone)
+    wanted = {f"backbone.{n}": t for n, t in trained.backbone.state_dict().items()}
     others = {"head.weight": torch.zeros(2), "backbones": torch.zeros(2)}
-    model = nn.ModuleDict({"backbone": copy.deepcopy(base.vit), "head": nn.Linear(2, 2)})
+    model = nn.ModuleDict({"backbone": copy.deepcopy(base.backbone), "head": nn.Linear(2, 2)})
     head = clone(model["head"].state_dict())
     apply_delta(model, delta, prefix="backbone.")
     assert_same(model.state_dict(), {**wanted, **{f"head.{n}": t for n, t in head.items()}})
-    state = {**{f"backbone.{n}": t.clone() for n, t in base.vit.state_dict().items()}, **clone(others)}
+    state = {**{f"backbone.{n}": t.clone() for n, t in base.backbone.state_dict().items()}, **clone(others)}
     apply_delta(state, delta, prefix="backbone.")
     assert_same(state, {**wanted, **others})
     for wrong, message in (("", "see prefix="), ("head.", "names look like 'bias', 'weight'"), ("backbone", "a dot")):
@@ -192,7 +189,7 @@ def test_below_a_prefix(make_pair, assert_same):
             apply_delta(model, delta, prefix=wrong)
 
 
-def test_a_state_dict_gains_heads_and_keeps_its_tensors(make_pair, assert_same):
+def test_a_state_dict_gains_heads_and_keeps_its_tensors(make_pair):
     base, trained = make_pair()
     delta = extract_delta(trained)
     state = {n: t for n, t in base.state_dict().items() if n not in delta.tensors}
@@ -202,11 +199,11 @@ def test_a_state_dict_gains_heads_and_keeps_its_tensors(make_pair, assert_same):
     assert_same(*before)
 
 
-def test_one_tensor_in_two_places(make_pair, assert_same):
+def test_one_tensor_in_two_places(make_pair):
     def tie(net):
-        net.vit.blocks[1].attn.proj = net.vit.blocks[0].attn.proj
-        net.vit.add_module("again", nn.Linear(32, 32))
-        net.vit.again.weight = net.vit.blocks[0].attn.proj.weight
+        net.backbone.blocks[1].attn.proj = net.backbone.blocks[0].attn.proj
+        net.backbone.add_module("again", nn.Linear(32, 32))
+        net.backbone.again.weight = net.backbone.blocks[0].attn.proj.weight
         net.copy = nn.Linear(32, 5)
         net.copy.weight = net.head.weight
         return net
@@ -221,7 +218,7 @@ def test_one_tensor_in_two_places(make_pair, assert_same):
                 p.add_(1)
     delta = extract_delta(trained)
     wanted = clone(trained.state_dict())
-    assert not torch.equal(wanted["vit.again.weight"], base.state_dict()["vit.again.weight"])
+    assert not torch.equal(wanted["backbone.again.weight"], base.state_dict()["backbone.again.weight"])
     fresh = copy.deepcopy(base)
     apply_delta(fresh, delta)
     assert_same(fresh.state_dict(), wanted)
@@ -233,7 +230,7 @@ def test_one_tensor_in_two_places(make_pair, assert_same):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_from_two_state_dicts(make_pair, assert_same, given):
+def test_from_two_state_dicts(make_pair, given):
     base, trained = make_pair(r=7)
     direct = extract_delta(trained)
     channels = direct.channels if given else None
@@ -246,12 +243,12 @@ def test_from_two_state_dicts(make_pair, assert_same, given):
     assert_same(base.state_dict(), trained.state_dict())
 
 
-def test_from_two_state_dicts_whatever_moved(make_pair, assert_same):
+def test_from_two_state_dicts_whatever_moved(make_pair):
     base, trained = make_pair(r="full")
-    trained.vit.pos_embed.data[0, 0, 0] += 1
-    trained.vit.blocks[0].mlp.fc1.bias.data[3] += 1
-    trained.vit.blocks[1].mlp.fc1.weight.data[5, 0] *= -1
-    trained.vit.blocks[1].mlp.fc1.bias.data[9] *= -1
+    trained.backbone.pos_embed.data[0, 0, 0] += 1
+    trained.backbone.blocks[0].mlp.fc1.bias.data[3] += 1
+    trained.backbone.blocks[1].mlp.fc1.weight.data[5, 0] *= -1
+    trained.backbone.blocks[1].mlp.fc1.bias.data[9] *= -1
     state, before = trained.state_dict(), base.state_dict()
     before["gone"] = torch.zeros(3)
     odd = {"odd.weight": torch.zeros(4, 3), "odd.bias": torch.zeros(4, 0), "odder.weight": torch.zeros(4, 3)}
@@ -261,10 +258,10 @@ def test_from_two_state_dicts_whatever_moved(make_pair, assert_same):
     state["head.weight"] = torch.randn(9, 32)
     state["new"] = torch.randn(3)
     delta = extract_delta_from_states(state, before)
-    assert delta.channels["vit.blocks.1.mlp.fc1"].tolist() == [5, 9]
-    assert {"vit.pos_embed", "vit.blocks.0.mlp.fc1.bias", "new", "head.weight"} <= delta.tensors.keys()
+    assert delta.channels["backbone.blocks.1.mlp.fc1"].tolist() == [5, 9]
+    assert {"backbone.pos_embed", "backbone.blocks.0.mlp.fc1.bias", "new", "head.weight"} <= delta.tensors.keys()
     assert {"odd.weight", "odder.weight", "odder.bias"} <= delta.tensors.keys()
-    assert "vit.blocks.0.attn.proj.weight" in delta.tensors
+    assert "backbone.blocks.0.attn.proj.weight" in delta.tensors
     target = {n: t for n, t in before.items() if n not in ("gone", "head.weight")}
     apply_delta(target, delta)
     assert_same(target, state)
@@ -272,20 +269,20 @@ def test_from_two_state_dicts_whatever_moved(make_pair, assert_same):
 
 def test_from_two_state_dicts_refused(make_pair):
     base, trained = (model.state_dict() for model in make_pair())
-    channels = {"vit.blocks.0.attn.proj": torch.tensor([0]), "vit.blocks.1.attn.proj": torch.tensor([0])}
-    with pytest.raises(DeltaError, match=r"rows \[.*\] of 'vit.blocks.0.attn.proj.weight' differ from the base"):
+    channels = {"backbone.blocks.0.attn.proj": torch.tensor([0]), "backbone.blocks.1.attn.proj": torch.tensor([0])}
+    with pytest.raises(DeltaError, match=r"rows \[.*\] of 'backbone.blocks.0.attn.proj.weight' differ from the base"):
         extract_delta_from_states(trained, base, channels)
-    with pytest.raises(DeltaError, match=r"given for 'vit.blocks.0.attn.proj' are not all in \[0, 32\)"):
-        extract_delta_from_states(trained, base, {"vit.blocks.0.attn.proj": torch.tensor([0, 32])})
+    with pytest.raises(DeltaError, match=r"given for 'backbone.blocks.0.attn.proj' are not all in \[0, 32\)"):
+        extract_delta_from_states(trained, base, {"backbone.blocks.0.attn.proj": torch.tensor([0, 32])})
     with pytest.raises(DeltaError, match="no 'x.weight' of one shape"):
         extract_delta_from_states(trained, base, {"x": torch.tensor([0])})
-    with pytest.raises(DeltaError, match="no 'vit.blocks.0.attn.proj.bias' of one shape"):
-        without = {n: t for n, t in base.items() if n != "vit.blocks.0.attn.proj.bias"}
+    with pytest.raises(DeltaError, match="no 'backbone.blocks.0.attn.proj.bias' of one shape"):
+        without = {n: t for n, t in base.items() if n != "backbone.blocks.0.attn.proj.bias"}
         extract_delta_from_states(trained, without, extract_delta_from_states(trained, base).channels)
     with pytest.raises(DeltaError, match=r"'\\x1b\[2J' in the state dict .* is no plain tensor but int"):
         extract_delta_from_states({**trained, "\x1b[2J": 1}, base)
-    with pytest.raises(DeltaError, match=r"'vit.cls_token' is torch.float16 in the trained state and torch.float32 in"):
-        extract_delta_from_states({**trained, "vit.cls_token": trained["vit.cls_token"].half()}, base)
+    with pytest.raises(DeltaError, match=r"cls_token' is torch.float16 in the trained state and torch.float32 in"):
+        extract_delta_from_states({**trained, "backbone.cls_token": trained["backbone.cls_token"].half()}, base)
     with pytest.raises(DeltaError, match=r"'state_dict' in .* is no plain tensor but OrderedDict; of a"):
         extract_delta_from_states({"state_dict": trained}, base)
     with pytest.raises(DeltaError, match="it is empty: nothing was trained"):
@@ -310,11 +307,10 @@ def test_from_any_two_state_dicts(data, dtype, seed):
         delta = extract_delta_from_states(trained, base)
     except DeltaError as error:
         assert "empty" in str(error)
-        assert all(torch.equal(trained[n], base[n]) for n in base)
+        assert not differences(trained, base)
         return
     apply_delta(base, delta)
-    for name, tensor in trained.items():
-        assert torch.equal(base[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+    assert not differences(base, trained)
 
 
 def edited(delta, **groups):
@@ -325,7 +321,7 @@ def edited(delta, **groups):
     return type(delta)(**new, header=delta.header)
 
 
-PROJ = "vit.blocks.1.attn.proj"
+PROJ = "backbone.blocks.1.attn.proj"
 
 
 @pytest.mark.parametrize("kind", ["plain", "adapted", "state"])
@@ -339,10 +335,10 @@ PROJ = "vit.blocks.1.attn.proj"
         (dict(tensors={"norm.running_var": torch.zeros(32).double()}), r"\(is torch.float32, not torch.float64\)"),
         (dict(tensors={"norm.num_batches_tracked": torch.tensor(1.0)}), r"\(is torch.int64, not torch.float32\)"),
         (dict(channels={PROJ: torch.tensor([2, 1, 0])}), "distinct, ascending and not negative"),
-        (dict(rows={f"{PROJ}.bias": None}), r"the rows 'vit.blocks.1.attn.proj.bias' are missing"),
+        (dict(rows={f"{PROJ}.bias": None}), r"the rows 'backbone.blocks.1.attn.proj.bias' are missing"),
     ],
 )
-def test_what_does_not_fit_changes_nothing(make_pair, assert_same, kind, groups, message):
+def test_what_does_not_fit_changes_nothing(make_pair, kind, groups, message):
     base, trained = make_pair()
     if kind == "adapted":
         apla_mm.adapt(base, r=3)
@@ -354,21 +350,21 @@ def test_what_does_not_fit_changes_nothing(make_pair, assert_same, kind, groups,
     assert_same(target if kind == "state" else target.state_dict(), before)
 
 
-def test_a_model_needs_all_that_the_delta_has(make_pair, assert_same):
+def test_a_model_needs_all_that_the_delta_has(make_pair):
     base, trained = make_pair()
     delta = extract_delta(trained)
-    before = clone(base.vit.state_dict())
+    before = clone(base.backbone.state_dict())
     del base.head
     with pytest.raises(DeltaError, match=r"'head.bias', 'head.weight' are not in the target: its names look like"):
         apply_delta(base, delta)
     with pytest.raises(DeltaError, match=r"it has no such names"):
         apply_delta(base, delta, prefix="x.")
-    assert_same(base.vit.state_dict(), before)
+    assert_same(base.backbone.state_dict(), before)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no room"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("after", [0, 3, 9, 13])
-def test_an_error_while_writing_is_undone(make_pair, assert_same, monkeypatch, error, after):
+def test_an_error_while_writing_is_undone(make_pair, monkeypatch, error, after):
     base, trained = make_pair()
     apla_mm.adapt(base, r=3)
     delta, before = extract_delta(trained), clone(base.state_dict())
@@ -399,9 +395,9 @@ def test_an_error_while_writing_is_undone(make_pair, assert_same, monkeypatch, e
 def test_targets_that_cannot_be_written_to(make_pair):
     base, trained = make_pair()
     delta = extract_delta(trained)
-    with pytest.raises(DeltaError, match="'vit.pos_embed' have no values in the target"):
+    with pytest.raises(DeltaError, match="'backbone.pos_embed' have no values in the target"):
         meta = copy.deepcopy(base)
-        meta.vit.pos_embed = nn.Parameter(base.vit.pos_embed.to("meta"))
+        meta.backbone.pos_embed = nn.Parameter(base.backbone.pos_embed.to("meta"))
         apply_delta(meta, delta)
     base.norm.running_mean = torch.zeros(1).expand(32)
     with pytest.raises(DeltaError, match=r"'norm.running_mean \(cannot be written to"):
@@ -410,40 +406,40 @@ def test_targets_that_cannot_be_written_to(make_pair):
         apply_delta({"meta": {}}, delta)
 
 
-def test_another_base(make_pair, assert_same):
+def test_another_base(make_pair):
     base, trained = make_pair()
     delta = extract_delta(trained)
     with torch.no_grad():
-        base.vit.blocks[0].attn.proj.weight[delta.channels["vit.blocks.0.attn.proj"]] += 1  # trained anyway
+        base.backbone.blocks[0].attn.proj.weight[delta.channels["backbone.blocks.0.attn.proj"]] += 1  # trained anyway
         base.head.weight += 1
     apply_delta(copy.deepcopy(base), delta)
 
     with torch.no_grad():
-        base.vit.pos_embed[0, 0, 0] += 1
+        base.backbone.pos_embed[0, 0, 0] += 1
     before = clone(base.state_dict())
     here = base_digests(before, delta.channels, delta.tensors)
     message = (
         f"fingerprint {delta.header.fingerprint[:12]}, here [0-9a-f]{{12}}; "
-        f"of {len(here)} tensors 1 differ: 'vit.pos_embed'. .* check_base=False"
+        f"of {len(here)} tensors 1 differ: 'backbone.pos_embed'. .* check_base=False"
     )
     for target in (base, dict(before)):
         with pytest.raises(BaseMismatchError, match=message):
             apply_delta(target, delta)
     assert_same(base.state_dict(), before)
     apply_delta(base, delta, check_base=False)
-    changed = {"vit.pos_embed": before["vit.pos_embed"]}
+    changed = {"backbone.pos_embed": before["backbone.pos_embed"]}
     assert_same(base.state_dict(), {**trained.state_dict(), **changed})
 
     adapted = copy.deepcopy(trained)
     apla_mm.adapt(apla_mm.merge(adapted), r=4, seed=1)
     with torch.no_grad():
-        adapted.vit.blocks[1].attn.proj.trained.weight += 1  # of which the full weight knows nothing yet
-    with pytest.raises(BaseMismatchError, match="1 differ: 'vit.blocks.1.attn.proj.weight'"):
+        adapted.backbone.blocks[1].attn.proj.trained.weight += 1  # of which the full weight knows nothing yet
+    with pytest.raises(BaseMismatchError, match="1 differ: 'backbone.blocks.1.attn.proj.weight'"):
         apply_delta(adapted, delta)
 
     base.extra = nn.Linear(1, 1)
     with pytest.raises(BaseMismatchError, match=r"2 are not in the delta's base: 'extra.bias', 'extra.weight'"):
         apply_delta(base, delta)
     state = {n: t for n, t in trained.state_dict().items() if ".mlp." not in n}
-    with pytest.raises(BaseMismatchError, match=r"8 are missing: 'vit.blocks.0.mlp.fc1.bias', .*'vit.blocks.1"):
+    with pytest.raises(BaseMismatchError, match=r"8 are missing: 'backbone.blocks.0.mlp.fc1.bias', .*blocks.1"):
         apply_delta(state, delta)

@@ -8,16 +8,16 @@ import cv2
 import numpy as np
 import pytest
 import timm
+from helpers import ROOT
 from mmengine.config import Config
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "demo"))
 
-import make_dataset  # noqa: E402
-import scenes  # noqa: E402
+import make_dataset
+import scenes
 
 CONFIG = ROOT / "configs/demo/_base_digits.py"
 WEIGHTS = ROOT / "demo/vit_digits.safetensors"

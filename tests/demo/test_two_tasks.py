@@ -2,28 +2,22 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
+from helpers.processes import run
 
-ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: object) -> str:
-    command = [sys.executable, "demo/two_tasks.py", "--model", "vit_tiny_patch16_224", "--swaps", "10"]
-    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+DEMO = (ROOT / "demo/two_tasks.py", "--model", "vit_tiny_patch16_224", "--swaps", "10")
 
 
 @pytest.mark.slow  # 20 s
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the process's memory there")
 def test_both_tasks_are_those_of_models_of_their_own(tmp_path: Path) -> None:
-    first = run("--r", "full", "--save", tmp_path)
+    first = run(*DEMO, "--r", "full", "--save", tmp_path, cwd=ROOT).stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["detection.safetensors", "segmentation.safetensors"]
-    again = run("--seg", tmp_path / "segmentation.safetensors", "--det", tmp_path / "detection.safetensors")
+    deltas = ("--seg", tmp_path / "segmentation.safetensors", "--det", tmp_path / "detection.safetensors")
+    again = run(*DEMO, *deltas, cwd=ROOT).stdout
     for text in (first, again):
         assert re.search(r"segmentation: a label map of 416 x 640 with \d+ classes, equal to the bit to", text)
         assert re.search(r"detection: \d+ boxes, .*, equal to the bit to", text)

@@ -1,13 +1,13 @@
 """Small backbones of mmseg, mmdet and mmpretrain, and runs of them."""
 
 import torch
+from helpers.data_sets import Noise
 from mmengine.config import ConfigDict
 from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import Dataset
 
 SIZE = 64
 
@@ -131,14 +131,6 @@ class Model(BaseModel):
         return {"loss": (y - 1).square().mean()} if mode == "loss" else y
 
 
-class Noise(Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, i):
-        return dict(inputs=torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(i)))
-
-
 def build(scope, backbone):
     __import__(f"{scope}.models")
     if not DefaultScope.check_instance_created(scope):
@@ -153,7 +145,7 @@ def make_runner(model, tmp_path, hook, iters=3, **kwargs):
         model=model,
         work_dir=str(tmp_path),
         train_dataloader=dict(
-            dataset=Noise(),
+            dataset=Noise(size=SIZE),
             sampler=dict(type=DefaultSampler, shuffle=False),
             batch_size=4,
             collate_fn=dict(type="default_collate"),

@@ -26,15 +26,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import timm
 import torch
-from torch import Tensor, nn
+from helpers.comparisons import State, clone, differences
+from helpers.nets import tiny_vit
+from torch import nn
 
 import apla_mm
 from apla_mm.delta import Delta, DeltaError, apply_delta, extract_delta, fingerprint, load_delta, save_delta
 from apla_mm.delta import file as delta_file
-
-State = dict[str, Tensor]
 
 
 class TimeUp(BaseException):
@@ -62,9 +61,7 @@ class Target:
 
     @staticmethod
     def _make(dtype: torch.dtype) -> nn.Module:
-        vit = timm.create_model(
-            "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2, num_classes=3
-        )
+        vit = tiny_vit(img_size=16, patch_size=8, embed_dim=8, num_classes=3)
         return nn.Sequential(vit, nn.BatchNorm1d(3)).to(dtype)
 
     def try_delta(self, delta: Delta, which: int, check_base: bool) -> bool:
@@ -81,10 +78,10 @@ class Target:
             taken = False
         state = target.state_dict() if which < 2 else target
         expected = merged(self.state, delta) if taken else self.state
-        wrong = different(state, expected)
+        wrong = differences(state, expected)
         if which < 2:
             self._restore(target)
-        assert not wrong, f"{'taken' if taken else 'refused'}, and {wrong} are not as they should be"
+        assert not wrong, f"{'taken' if taken else 'refused'}, otherwise than it should be: {wrong}"
         return taken
 
     def _restore(self, model: nn.Module) -> None:
@@ -92,16 +89,12 @@ class Target:
         for layer in layers:
             rows = {"weight": layer.weight[layer.trained.channels], "bias": layer.bias[layer.trained.channels]}
             own = {"weight": layer.trained.weight, "bias": layer.trained.bias}
-            assert not different(rows, own), "trained rows lag behind"
+            assert not differences(rows, own), "trained rows lag behind"
         for name, tensor in model.state_dict().items():
             tensor.copy_(self.state[name])
         for layer in layers:
             layer.trained.adopt(layer.weight, layer.bias)
-        assert not different(model.state_dict(), self.state), "the model was not made as it was"
-
-
-def clone(state: State) -> State:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
+        assert not differences(model.state_dict(), self.state), "the model was not made as it was"
 
 
 def merged(state: State, delta: Delta) -> State:
@@ -111,17 +104,6 @@ def merged(state: State, delta: Delta) -> State:
         for channel, row in zip(delta.channels[name.rpartition(".")[0]].tolist(), rows, strict=True):
             state[name][channel] = row
     return state
-
-
-def different(a: State, b: State) -> list[str]:
-    """Names of what differs to the bit."""
-
-    def equal(x: Tensor, y: Tensor) -> bool:
-        alike = x.dtype == y.dtype and x.shape == y.shape
-        x, y = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (x, y))
-        return alike and torch.equal(x, y)
-
-    return [*(a.keys() ^ b.keys()), *(name for name in a.keys() & b.keys() if not equal(a[name], b[name]))]
 
 
 # Damage to bytes

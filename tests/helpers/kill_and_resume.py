@@ -6,20 +6,18 @@ Usage: PYTHONPATH=tests python tests/helpers/kill_and_resume.py [--kills 20] [--
 
 import argparse
 import contextlib
-import json
-import os
 import random
 import re
 import subprocess
-import sys
 import tempfile
-import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-import psutil
-import torch
-from helpers.small_run import CONFIG, OPTIONS, ROOT, TRAIN, write_data_set
+from helpers.comparisons import PARTS, differences
+from helpers.data_sets import write_photos
+from helpers.logs import scalars_of
+from helpers.processes import ON_CPU, started
+from helpers.small_run import CONFIG, DIST_TRAIN, OPTIONS, TRAIN
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
@@ -41,62 +39,33 @@ custom_hooks = [dict(type="APLAHook"), dict(type="EMAHook", momentum=0.1)]
 LOOP = "ResumableTrainLoop"
 
 
-def start(work_dir: Path, data: str, processes: int, loop: str = LOOP) -> subprocess.Popen:
-    """Training in a group of processes of its own, resumed if there is a checkpoint."""
+def training(
+    work_dir: Path, data: str, processes: int, loop: str = LOOP, until: str = ""
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Training, resumed if there is a checkpoint, once its log has a pattern."""
     work_dir.mkdir(exist_ok=True)
     config = work_dir / "config.py"
     config.write_text(MORE)
-    command: list[Any] = [sys.executable, TRAIN, config]
-    if processes > 1:
-        command = [ROOT / "tools/dist_train.sh", config, processes]
-    command += [
-        "--resume",
-        "--work-dir",
-        work_dir,
-        "--cfg-options",
-        *OPTIONS,
-        *SETTINGS,
-        data,
-        f"train_cfg.type={loop}",
-    ]
-    with open(work_dir / "output.txt", "a") as output:
-        return subprocess.Popen(
-            list(map(str, command)),
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "-1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def kill(process: subprocess.Popen) -> None:
-    """End a process and all that it has started, at once; torchrun starts each of its own in a group of its own."""
-    root = psutil.Process(process.pid)
-    family = [root, *root.children(recursive=True)]
-    for one in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    process.wait()
-    psutil.wait_procs(family)
+    command = [TRAIN, config] if processes == 1 else [DIST_TRAIN, config, processes]
+    options = ["--cfg-options", *OPTIONS, *SETTINGS, data, f"train_cfg.type={loop}"]
+    log = work_dir / "output.txt"
+    return started(*command, "--resume", "--work-dir", work_dir, *options, log=log, until=until, env=ON_CPU)
 
 
 def finish(work_dir: Path, data: str, processes: int, loop: str = LOOP) -> None:
     """Train to the end."""
-    process = start(work_dir, data, processes, loop)
-    if process.wait(600):
-        raise RuntimeError((work_dir / "output.txt").read_text()[-5000:])
+    with training(work_dir, data, processes, loop) as process:
+        if process.wait(600):
+            raise RuntimeError((work_dir / "output.txt").read_text()[-5000:])
 
 
 def kill_after(work_dir: Path, data: str, processes: int, iteration: int, seconds: float, loop: str = LOOP) -> None:
     """Train, and kill all processes so many seconds after an iteration, unless they have ended."""
-    process = start(work_dir, data, processes, loop)
-    done = re.compile(rf"Iter\(train\) \[ *{iteration}/")
-    while process.poll() is None and not done.search((work_dir / "output.txt").read_text()):
-        time.sleep(0.005)
-    try:
+    with (
+        training(work_dir, data, processes, loop, rf"Iter\(train\) \[ *{iteration}/") as process,
+        contextlib.suppress(subprocess.TimeoutExpired),
+    ):
         process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        kill(process)
 
 
 def unreadable(work_dir: Path) -> list[str]:
@@ -117,10 +86,9 @@ def unreadable(work_dir: Path) -> list[str]:
 def losses(work_dir: Path) -> dict[int, set[tuple[float, ...]]]:
     """All that was logged of each iteration's losses and learning rates, by every start of the run."""
     found: dict[int, set[tuple[float, ...]]] = {}
-    for log in work_dir.glob("*/vis_data/scalars.json"):
-        for line in map(json.loads, filter(None, log.read_text().splitlines())):
-            if "loss" in line:
-                found.setdefault(line["iter"], set()).add((line["loss"], line["decode.acc_seg"], line["lr"]))
+    for line in scalars_of(work_dir):
+        if "loss" in line:
+            found.setdefault(line["iter"], set()).add((line["loss"], line["decode.acc_seg"], line["lr"]))
     return found
 
 
@@ -130,29 +98,13 @@ def scores(work_dir: Path) -> list[str]:
     return found[-1:]
 
 
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two checkpoints differ, bit by bit, but for times and paths."""
-    if isinstance(one, torch.Tensor):
-        same = torch.equal(one, other) and one.dtype == other.dtype
-        return [] if same else [path]
-    if isinstance(one, dict):
-        if one.keys() != other.keys():
-            return [f"{path}: {set(one) ^ set(other)}"]
-        return [d for key in one for d in differences(one[key], other[key], f"{path}.{key}")]
-    if isinstance(one, list | tuple):
-        if len(one) != len(other):
-            return [f"{path}: {len(one)} and {len(other)}"]
-        return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{path}.{i}")]
-    return [] if one == other else [f"{path}: {one} and {other}"]
-
-
 def compare(work_dir: Path, reference: Path) -> list[str]:
     """What differs between a run that was killed and one that was not."""
     found = []
     for name in (f"iter_{ITERATIONS}.pth", f"iter_{ITERATIONS - 1}.pth"):
         one, other = read_checkpoint(work_dir / name), read_checkpoint(reference / name)
-        for part in ("state_dict", "ema_state_dict", "optimizer", "param_schedulers"):
-            found += differences(one[part], other[part], f"{name} {part}")
+        for part in PARTS:
+            found += differences(one[part], other[part], path=f"{name} {part}")
     mine, theirs = losses(work_dir), losses(reference)
     found += [f"iteration {i}: {mine.get(i)}, not {theirs[i]}" for i in theirs if mine.get(i) != theirs[i]]
     if sorted(path.name for path in work_dir.glob("*.pth")) != sorted(path.name for path in reference.glob("*.pth")):
@@ -173,7 +125,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.work_dir or Path(temporary)
         folder.mkdir(exist_ok=True)
-        data = f"data_root={write_data_set(folder / 'data')}"
+        data = f"data_root={write_photos(folder / 'data')}"
         finish(folder / "whole", data, args.processes, args.loop)
         print(
             f"never killed: {len(losses(folder / 'whole'))} iterations, mIoU {scores(folder / 'whole')[0]}", flush=True

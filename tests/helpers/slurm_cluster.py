@@ -4,10 +4,11 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from helpers.processes import run, wait_until
 
 #: Debian's and Ubuntu's; apt-get adds the libraries that this machine lacks
 PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"]
@@ -62,12 +63,22 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
             output = stack.enter_context((folder / "daemons.log").open("ab"))
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
             stack.callback(_end, process)
-        _wait_for("2", ["sinfo", "--noheader", "--states=idle", "--format=%D"], environment, folder)
+        log = folder / "daemons.log"
+        try:
+            wait_until(lambda: idle_nodes(environment) == 2, 60, lambda: f"two nodes: {log.read_text()[-2000:]}")
+        except AssertionError as error:
+            raise NoClusterError(str(error)) from error
         try:
             yield environment
         finally:
-            subprocess.run(["scancel", "--partition=debug"], env=environment, check=False)
-            _wait_for("", ["squeue", "--noheader"], environment, folder)
+            run("scancel", "--partition=debug", env=environment, returncode=None)
+            wait_until(lambda: idle_nodes(environment) == 2, 60, lambda: f"the end of jobs: {log.read_text()[-2000:]}")
+
+
+def idle_nodes(environment: dict[str, str]) -> int:
+    """How many nodes run no job, and have ended all that their last one started."""
+    told = run("sinfo", "--noheader", "--states=idle", "--format=%D", env=environment, returncode=None)
+    return int(told.stdout) if told.stdout.strip() else 0
 
 
 def _unpack(packages: Path) -> None:
@@ -77,17 +88,12 @@ def _unpack(packages: Path) -> None:
     archives = packages / "archives"
     (archives / "partial").mkdir(parents=True)
     options = ["-o", f"Dir::Cache::archives={archives}", "-o", "Debug::NoLocking=1", "--no-install-recommends"]
-    done = subprocess.run(
-        ["apt-get", "install", "--yes", "--download-only", *options, *PACKAGES],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    command = ("apt-get", "install", "--yes", "--download-only", *options, *PACKAGES)
+    done = run(*command, returncode=None, timeout=100)
     if done.returncode:
         raise NoClusterError(f"apt-get does not bring Slurm (apt-get update may help): {done.stderr.strip()[-300:]}")
     for archive in archives.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", archive, packages], check=True)
+        run("dpkg", "-x", archive, packages)
 
 
 def _write_settings(folder: Path, plugins: Path | None) -> None:
@@ -97,7 +103,7 @@ def _write_settings(folder: Path, plugins: Path | None) -> None:
             one.bind(("127.0.0.1", 0))
         control, first, second = (one.getsockname()[1] for one in sockets)
     host = socket.gethostname()
-    user = subprocess.check_output(["id", "-un"], text=True).strip()
+    user = run("id", "-un").stdout.strip()
     for name in ("state", "127.0.0.1", "127.0.0.2"):
         (folder / name).mkdir()
     lines = [
@@ -113,16 +119,6 @@ def _write_settings(folder: Path, plugins: Path | None) -> None:
         "PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
     ]
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
-
-
-def _wait_for(answer: str, command: list[str], environment: dict[str, str], folder: Path) -> None:
-    for _ in range(120):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode == 0 and done.stdout.strip() == answer:
-            return
-        time.sleep(0.25)
-    log = (folder / "daemons.log").read_text(errors="replace")
-    raise NoClusterError(f"{' '.join(command)} gave {done.stdout!r}, {done.stderr!r}; {log[-2000:]}")
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -1,17 +1,19 @@
-"""A config and a data set small enough to train by the tools within seconds."""
+"""Training by the tools, in real processes, of a model that takes seconds, on what write_photos writes."""
 
 import re
+import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image
-from sklearn.datasets import load_sample_images
+from helpers import ROOT
+from helpers.processes import ON_CPU, run, started
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/seg/apla_vitb_custom.py"
 TRAIN, TEST = ROOT / "tools/train.py", ROOT / "tools/test.py"
+DIST_TRAIN, DIST_TEST = ROOT / "tools/dist_train.sh", ROOT / "tools/dist_test.sh"
 
 VIT = dict(depth=4, embed_dim=32, num_heads=2)
 OPTIONS = [
@@ -40,22 +42,21 @@ OPTIONS = [
 ]
 
 
-def write_data_set(root: Path) -> Path:
-    """Parts of two photos, with the bright pixels as one class and the first two rows ignored."""
-    china, flower = load_sample_images().images
-    boxes = [(0, 0, 420, 420), (200, 0, 620, 420), (100, 0, 420, 320), (220, 100, 540, 420)]
-    for split, photos in (("training", (china, flower)), ("validation", (china[:, ::-1],))):
-        for kind in ("images", "annotations"):
-            (root / kind / split).mkdir(parents=True)
-        for i, photo in enumerate(photos):
-            for j, box in enumerate(boxes):
-                part = Image.fromarray(photo).crop(box).resize((72, 64))
-                labels = (np.asarray(part).mean(-1) > 110).astype(np.uint8)
-                assert 0.1 < labels.mean() < 0.9
-                labels[:2] = 255
-                part.save(root / "images" / split / f"{i}_{j}.jpg", quality=95)
-                Image.fromarray(labels).save(root / "annotations" / split / f"{i}_{j}.png")
-    return root
+#: nothing is saved but by a signal
+ENDLESS = ["train_cfg.max_iters=100000", "train_cfg.val_interval=100000", "default_hooks.checkpoint.interval=100000"]
+
+
+def run_small(tool: Path, *arguments: object, options: list[str], **how: Any) -> str:
+    """What one of the tools writes with the small model; `processes.run` describes the rest."""
+    return run(tool, *arguments, "--cfg-options", *OPTIONS, *options, **how).output
+
+
+def started_small(
+    tool: Path, *arguments: object, options: list[str], log: Path
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Training of the small model without GPUs, once it has trained for three iterations."""
+    command = (tool, *arguments, "--cfg-options", *OPTIONS, *options)
+    return started(*command, log=log, until=r"Iter\(train\) \[ *3/", env=ON_CPU)
 
 
 def saved_iteration(work_dir: Path, output: str) -> int:

@@ -1,15 +1,16 @@
 """Bases made anew from what a config names, against those that the run wrote."""
 
-import runpy
 import shutil
-import sys
 import uuid
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.comparisons import assert_same
+from helpers.data_sets import write_scenes
+from helpers.small_configs import segmentation_config
+from helpers.tools import CONVERTERS, call_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
@@ -18,7 +19,6 @@ from apla_mm.delta import BaseMismatchError, DeltaError
 from apla_mm.loading.base_from_config import initial_state, make_base
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
-TOOL = Path(__file__).parents[2] / "tools/model_converters/make_base.py"
 DELTA = "iter_1.delta.safetensors"
 
 
@@ -50,12 +50,10 @@ def write_weights(kind: str, path: Path, seed: int) -> Path:
 def run(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    make_data_set: Callable[[Path], Path],
-    make_segmentation_config: Callable[[Path, Path], Config],
 ) -> Config:
     """The config of a run that began with pretrained weights and wrote a delta."""
     folder = tmp_path_factory.mktemp(request.param)
-    cfg = make_segmentation_config(make_data_set(folder / "scenes"), folder / "work")
+    cfg = segmentation_config(write_scenes(folder / "scenes"), folder / "work")
     cfg.model.backbone = backbone_with(request.param, write_weights(request.param, folder / "vit.pth", 1))
     hook = dict(type="APLAHook") | (dict(r=4) if request.param == "VisionTransformer" else {})
     cfg.custom_hooks = [hook, dict(type="DeltaHook")]
@@ -95,7 +93,7 @@ def test_runner_finds_the_base_as_its_config_names_it(trained: Config, lonely: P
     made, written = only_base(lonely.parent / "bases"), only_base(work)
     assert made.name == written.name and made.read_bytes() == written.read_bytes()
     expected, read = (read_checkpoint(path)["state_dict"] for path in (work / "iter_1.pth", lonely))
-    assert expected.keys() == read.keys() and all(torch.equal(expected[key], read[key]) for key in expected)
+    assert_same(read, expected)
 
 
 def test_other_weights_are_refused_with_what_differs(trained: Config, lonely: Path, tmp_path: Path) -> None:
@@ -113,14 +111,10 @@ def test_tool_makes_it(
     trained: Config,
     lonely: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     trained.dump(tmp_path / "config.py")
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # the tool sets it
-    monkeypatch.setattr(sys, "argv", ["make_base.py", *map(str, (tmp_path / "config.py", lonely, "--out", tmp_path))])
-    with DefaultScope.overwrite_default_scope(None):
-        runpy.run_path(str(TOOL), run_name="__main__")
+    call_tool(CONVERTERS / "make_base.py", tmp_path / "config.py", lonely, "--out", tmp_path)
     path = only_base(tmp_path)
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
     assert path.read_bytes() == only_base(Path(trained.work_dir)).read_bytes()
@@ -138,7 +132,7 @@ def test_training_that_began_with_load_from(trained: Config, lonely: Path, tmp_p
     assert make_base(trained, lonely).read_bytes() == only_base(Path(trained.work_dir)).read_bytes()
     trained.model = dict(type="SegTTAModel", module=trained.model)
     again = initial_state(trained)
-    assert state.keys() == again.keys() and all(torch.equal(state[key], again[key]) for key in state)
+    assert_same(state, again)
     torch.random.set_rng_state(before)
     initial_state(trained)
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.comparisons import assert_same, clone
+from helpers.nets import TinyClassifier
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -39,18 +41,18 @@ def saved(tiny_classifier: nn.Module, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fresh(tiny_classifier: nn.Module) -> nn.Module:
+def fresh() -> nn.Module:
     """A model with other weights."""
     torch.manual_seed(5)
-    return type(tiny_classifier)(apla=dict(r=8))
+    return TinyClassifier(apla=dict(r=8))
 
 
 @pytest.fixture
-def refuses(fresh: nn.Module, assert_same: Callable[..., None]) -> Callable[[Path, str], None]:
+def refuses(fresh: nn.Module) -> Callable[[Path, str], None]:
     """Checks that mmengine gets an error, and the model nothing."""
 
     def check(path: Path, message: str, kind: type[Exception] = DeltaError) -> None:
-        before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+        before = clone(fresh.state_dict())
         with pytest.raises(kind, match=message):
             load_checkpoint(fresh, str(path))
         assert_same(fresh.state_dict(), before)
@@ -58,9 +60,7 @@ def refuses(fresh: nn.Module, assert_same: Callable[..., None]) -> Callable[[Pat
     return check
 
 
-def test_delta_is_completed_with_its_base(
-    saved: Path, tiny_classifier: nn.Module, fresh: nn.Module, assert_same: Callable[..., None]
-) -> None:
+def test_delta_is_completed_with_its_base(saved: Path, tiny_classifier: nn.Module, fresh: nn.Module) -> None:
     checkpoint = load_checkpoint(fresh, str(saved / DELTA), map_location="cpu")
     assert_same(fresh.state_dict(), tiny_classifier.state_dict())
     assert checkpoint.keys() == {"meta", "state_dict"} and checkpoint["meta"] == META
@@ -72,15 +72,12 @@ def test_runner_loads_a_delta(
     tiny_classifier: nn.Module,
     fresh: nn.Module,
     make_runner: Callable[..., Runner],
-    assert_same: Callable[..., None],
 ) -> None:
     make_runner(fresh, load_from=str(saved / DELTA)).load_or_resume()
     assert_same(fresh.state_dict(), tiny_classifier.state_dict())
 
 
-def test_base_is_looked_for_where_it_may_be(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, assert_same: Callable[..., None]
-) -> None:
+def test_base_is_looked_for_where_it_may_be(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_checkpoint(saved / DELTA)["state_dict"]
     (base,) = saved.glob("base-*")
     for folder in (saved / "bases", saved.parent / "bases", saved.parent / "far/away"):
@@ -206,16 +203,14 @@ def test_meta_that_is_no_text_of_plain_values_is_refused(
     refuses(saved / DELTA, "'meta' is not the text of a dict")
 
 
-def test_delta_is_known_by_its_content_not_its_name(saved: Path, assert_same: Callable[..., None]) -> None:
+def test_delta_is_known_by_its_content_not_its_name(saved: Path) -> None:
     renamed = shutil.copy(saved / DELTA, saved / "best.pth")
     one, other = read_checkpoint(renamed), read_checkpoint(saved / DELTA)
     assert_same(one["state_dict"], other["state_dict"])
     assert one["meta"] == other["meta"]
 
 
-def test_plain_safetensors_file_is_read(
-    tmp_path: Path, tiny_classifier: nn.Module, assert_same: Callable[..., None]
-) -> None:
+def test_plain_safetensors_file_is_read(tmp_path: Path, tiny_classifier: nn.Module) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(tiny_classifier.state_dict(), path)
     read = read_checkpoint(path)
@@ -226,7 +221,7 @@ def test_plain_safetensors_file_is_read(
 
 
 def test_plain_safetensors_file_is_loaded_as_far_as_it_fits(
-    tmp_path: Path, tiny_classifier: nn.Module, fresh: nn.Module, assert_same: Callable[..., None]
+    tmp_path: Path, tiny_classifier: nn.Module, fresh: nn.Module
 ) -> None:
     """As mmengine loads others."""
     state = dict(tiny_classifier.state_dict())

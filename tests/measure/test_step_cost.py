@@ -1,10 +1,8 @@
-import subprocess
-import sys
-
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from helpers.processes import run_python
 from torch import nn
 
 from apla_mm.measure import TrainingStep, interleaved_times, step_cost
@@ -86,8 +84,7 @@ def test_peak_memory_is_the_processes_own():
         torch.ones(200 * 2**20 // 4)
         print(before, peak_bytes(torch.device("cpu")))
     """
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    before, after = map(int, output.split()[-2:])
+    before, after = map(int, run_python(code).stdout.split()[-2:])
     assert after - before > 180 * 2**20
     with open("/proc/self/status") as status:
         own = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))

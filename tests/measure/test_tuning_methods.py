@@ -1,9 +1,10 @@
-import copy
 import sys
 
 import pytest
-import timm
 import torch
+from helpers.comparisons import assert_same, clone
+from helpers.nets import Attending, tiny_vit
+from helpers.optional import needs
 from torch import nn
 
 from apla_mm.measure import tuning_methods
@@ -32,8 +33,7 @@ TRAINED = {
 
 def make() -> nn.Module:
     torch.manual_seed(0)
-    options = dict(embed_dim=WIDTH, depth=DEPTH, num_heads=2, num_classes=0, img_size=32)
-    return timm.create_model("vit_tiny_patch16_224", **options).train()
+    return tiny_vit(embed_dim=WIDTH, depth=DEPTH, num_classes=0).train()
 
 
 def test_full_fine_tuning_comes_first():
@@ -46,7 +46,7 @@ def test_full_fine_tuning_comes_first():
 @pytest.mark.parametrize("name", TRAINED)
 def test_what_trains_and_that_nothing_else_moves(name):
     if "LoRA" in name:
-        pytest.importorskip("peft")
+        needs("peft")
     model = make()
     x = torch.randn(2, 3, 32, 32)
     expected = model(x)
@@ -77,21 +77,15 @@ def test_split_projections_have_the_gradients_of_apla():
         torch.testing.assert_close(one.attn.proj.channels_bias.grad, other.attn.proj.trained.bias.grad)
 
 
-class Attending(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attn = nn.MultiheadAttention(8, 2)
-
-
 @pytest.mark.parametrize("name", ["LoRA r=8, qkv", "LoRA r=8, all linear", "W_O split, r=4"])
 def test_multihead_attention_cannot_be_wrapped_and_says_so(name):
     if "LoRA" in name:
-        pytest.importorskip("peft")
-    model = Attending()
-    before = copy.deepcopy(model.state_dict())
+        needs("peft")
+    model = Attending(nn.MultiheadAttention(8, 2))
+    before = clone(model.state_dict())
     with pytest.raises(ValueError, match="never calls its projection"):
         METHODS[name].prepare(model)
-    assert model.state_dict().keys() == before.keys()
+    assert_same(model.state_dict(), before)
 
 
 def test_lora_without_peft_says_what_to_install(monkeypatch):

@@ -1,13 +1,17 @@
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
+from helpers.comparisons import assert_same, changed_rows
+from helpers.nets import tiny_vit
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
 from apla_mm.method import PartialLinear, adapt, count_parameters, merge
 
+make_vit = partial(tiny_vit, depth=3)
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -25,35 +29,19 @@ def layout(state):
     return [(key, tensor.shape, tensor.dtype) for key, tensor in state.items()]
 
 
-def assert_equal_states(state, other):
-    assert layout(state) == layout(other)
-    for key, tensor in state.items():
-        assert torch.equal(tensor, other[key]), key
-
-
-def changed_rows(before, after):
-    """Name of each tensor that changed -> indices along its first dimension."""
-    changed = {}
-    for key, tensor in after.items():
-        rows = (tensor != before[key]).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
-        if rows:
-            changed[key] = rows
-    return changed
-
-
 # 1. plain state dicts
 
 
 @pytest.mark.parametrize("r", [3, "full"])
-def test_state_dict_is_the_plain_models(make_vit, r):
+def test_state_dict_is_the_plain_models(r):
     plain = make_vit()
     adapted = copy.deepcopy(plain)
     adapt(adapted, r=r)
-    assert_equal_states(adapted.state_dict(), plain.state_dict())
+    assert_same(adapted.state_dict(), plain.state_dict(), ordered=True)
     assert adapted.state_dict()._metadata.keys() >= plain.state_dict()._metadata.keys()
 
 
-def test_adapted_and_plain_load_each_other_in_either_order(make_vit):
+def test_adapted_and_plain_load_each_other_in_either_order():
     torch.manual_seed(1)
     other = make_vit()
     load_first, adapt_first = make_vit(), make_vit()
@@ -66,14 +54,14 @@ def test_adapted_and_plain_load_each_other_in_either_order(make_vit):
         torch.testing.assert_close(adapt_first(X), other(X))
     for model in (load_first, adapt_first):
         train(model)
-    assert_equal_states(load_first.state_dict(), adapt_first.state_dict())
+    assert_same(load_first.state_dict(), adapt_first.state_dict(), ordered=True)
     back = make_vit()
     back.load_state_dict(adapt_first.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(back(X), adapt_first(X))
 
 
-def test_load_state_dict_by_assignment(make_vit):
+def test_load_state_dict_by_assignment():
     other, model = make_vit(), make_vit()
     adapt(model, r=3)
     model.load_state_dict(other.state_dict(), assign=True)
@@ -82,19 +70,19 @@ def test_load_state_dict_by_assignment(make_vit):
     train(model)
 
 
-def test_to_dtype_before_and_after(make_vit):
+def test_to_dtype_before_and_after():
     first, last = make_vit().double(), make_vit()
     last.load_state_dict(first.state_dict())
     first.load_state_dict(last.state_dict())
     adapt(first, r=3)
     adapt(last, r=3)
     last.double()
-    assert_equal_states(first.state_dict(), last.state_dict())
+    assert_same(first.state_dict(), last.state_dict(), ordered=True)
     with torch.no_grad():
         assert torch.equal(first(X.double()), last(X.double()))
 
 
-def test_initialisation_after_adapting(make_vit):
+def test_initialisation_after_adapting():
     model, reference = make_vit(), make_vit()
     adapt(model, r=3)
     torch.manual_seed(7)
@@ -108,20 +96,20 @@ def test_initialisation_after_adapting(make_vit):
     assert all(len(rows) == 3 for rows in changed_rows(before, model.state_dict()).values())
 
 
-def test_deepcopy_trains_by_itself(make_vit):
+def test_deepcopy_trains_by_itself():
     model = make_vit()
     adapt(model, r=3)
     train(model)
     copied = copy.deepcopy(model)
     before = copy.deepcopy(model.state_dict())
     train(copied)
-    assert_equal_states(model.state_dict(), before)
+    assert_same(model.state_dict(), before, ordered=True)
     assert changed_rows(before, copied.state_dict())
 
 
 @pytest.mark.parametrize("update_buffers", [False, True])
 @pytest.mark.parametrize("kind", ["rows", "full"])
-def test_mean_of_weights_equals_that_of_a_plain_model(make_vit, update_buffers, kind):
+def test_mean_of_weights_equals_that_of_a_plain_model(update_buffers, kind):
     # the reference trains the plain model, its gradient masked to the same channels
     reference = make_vit()
     model = copy.deepcopy(reference)
@@ -172,7 +160,7 @@ def mask_like(plain, report):
 
 
 @pytest.mark.parametrize("r", [1, 5, 0.5, "full"])
-def test_only_the_chosen_channels_change(make_vit, r):
+def test_only_the_chosen_channels_change(r):
     model = make_vit()
     before = copy.deepcopy(model.state_dict())
     report = adapt(model, r=r, trainable=["head.*"])
@@ -183,7 +171,7 @@ def test_only_the_chosen_channels_change(make_vit, r):
     assert changed == expected
 
 
-def test_training_equals_plain_training_with_a_masked_gradient(make_vit):
+def test_training_equals_plain_training_with_a_masked_gradient():
     reference = make_vit().double()
     model = copy.deepcopy(reference)
     masks = mask_like(reference, adapt(model, r=4))
@@ -199,7 +187,7 @@ def test_training_equals_plain_training_with_a_masked_gradient(make_vit):
     torch.testing.assert_close(model.state_dict(), reference.state_dict(), rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_and_optimizer_states_are_r_rows(make_vit):
+def test_gradients_and_optimizer_states_are_r_rows():
     model = make_vit()
     report = adapt(model, r=4)
     optimizer = train(model)
@@ -209,7 +197,7 @@ def test_gradients_and_optimizer_states_are_r_rows(make_vit):
     assert states == 2 * gradients
 
 
-def test_nothing_is_kept_below_the_first_projection(make_vit):
+def test_nothing_is_kept_below_the_first_projection():
     model = make_vit()
     adapt(model, r=4)
     outputs = {}
@@ -224,7 +212,7 @@ def test_nothing_is_kept_below_the_first_projection(make_vit):
 
 
 @pytest.mark.parametrize("r", [3, "full"])
-def test_merged_model_is_the_plain_architecture_with_equal_outputs(make_vit, r):
+def test_merged_model_is_the_plain_architecture_with_equal_outputs(r):
     plain = make_vit()
     model = copy.deepcopy(plain)
     adapt(model, r=r)
@@ -240,20 +228,20 @@ def test_merged_model_is_the_plain_architecture_with_equal_outputs(make_vit, r):
     merge(model)  # harmless
 
 
-def test_merge_then_adapt_again_goes_on(make_vit):
+def test_merge_then_adapt_again_goes_on():
     model = make_vit()
     adapt(model, r=3)
     train(model)
     state = copy.deepcopy(model.state_dict())
     adapt(merge(model), r=5, seed=1)
-    assert_equal_states(model.state_dict(), state)
+    assert_same(model.state_dict(), state, ordered=True)
     train(model)
 
 
 # 5. which channels
 
 
-def test_channels_depend_on_seed_and_name_alone(make_vit):
+def test_channels_depend_on_seed_and_name_alone():
     channels = {}
     for seed in (0, 1):
         for noise in (0, 123):
@@ -264,7 +252,7 @@ def test_channels_depend_on_seed_and_name_alone(make_vit):
     assert len(set(channels.values())) == len(channels)
 
 
-def test_listed_channels(make_vit, tmp_path):
+def test_listed_channels(tmp_path):
     model = make_vit(depth=2)
     lists = {"blocks.0.attn.proj": [5, 1], "blocks.1.attn.proj": [0, 2, 4]}
     report = adapt(copy.deepcopy(model), channels=lists)
@@ -297,7 +285,7 @@ def test_listed_channels(make_vit, tmp_path):
         (dict(r=3, blocks=0), "blocks=0"),
     ],
 )
-def test_what_does_not_fit_is_an_error_and_leaves_the_model_alone(make_vit, arguments, message):
+def test_what_does_not_fit_is_an_error_and_leaves_the_model_alone(arguments, message):
     model = make_vit()
     before = [(name, p.requires_grad) for name, p in model.named_parameters()]
     with pytest.raises(ValueError, match=message):
@@ -305,12 +293,12 @@ def test_what_does_not_fit_is_an_error_and_leaves_the_model_alone(make_vit, argu
     assert [(name, p.requires_grad) for name, p in model.named_parameters()] == before
 
 
-def test_wrapped_models_are_refused(make_vit):
+def test_wrapped_models_are_refused():
     with pytest.raises(ValueError, match="wrapped in DataParallel already: adapt it first, then wrap it"):
         adapt(nn.DataParallel(make_vit()), r=1)
 
 
-def test_bare_projection_is_merged_where_it_is(make_vit):
+def test_bare_projection_is_merged_where_it_is():
     model = make_vit()
     adapt(model, r=3)
     projection = model.blocks[0].attn.proj
@@ -318,7 +306,7 @@ def test_bare_projection_is_merged_where_it_is(make_vit):
     assert type(projection) is nn.Linear and "trained" not in dict(projection.named_modules())
 
 
-def test_adapting_twice_alike_changes_nothing_and_otherwise_is_an_error(make_vit):
+def test_adapting_twice_alike_changes_nothing_and_otherwise_is_an_error():
     model = make_vit()
     first = adapt(model, r=3, trainable=["head.*"])
     modules = dict(model.named_modules())
@@ -337,14 +325,14 @@ def test_adapting_twice_alike_changes_nothing_and_otherwise_is_an_error(make_vit
 
 
 @pytest.mark.parametrize(("blocks", "expected"), [("all", [0, 1, 2]), (1, [2]), (2, [1, 2]), ([0, 2], [0, 2])])
-def test_blocks(make_vit, blocks, expected):
+def test_blocks(blocks, expected):
     model = make_vit()
     report = adapt(model, r=3, blocks=blocks)
     assert [p.name for p in report.projections] == [f"blocks.{i}.attn.proj" for i in expected]
     assert [i for i in range(3) if isinstance(model.blocks[i].attn.proj, PartialLinear)] == expected
 
 
-def test_a_projection_held_by_two_names_is_replaced_in_both(make_vit):
+def test_a_projection_held_by_two_names_is_replaced_in_both():
     model = make_vit(depth=2)
     model.alias = model.blocks[0].attn.proj
     adapt(model, r=3)
@@ -355,7 +343,7 @@ def test_a_projection_held_by_two_names_is_replaced_in_both(make_vit):
     assert type(model.alias) is nn.Linear
 
 
-def test_report(make_vit):
+def test_report():
     model = make_vit()
     total = sum(p.numel() for p in model.parameters())
     report = adapt(model, r=3)
@@ -366,7 +354,7 @@ def test_report(make_vit):
     )
 
 
-def test_compiled_model_trains_alike(make_vit):
+def test_compiled_model_trains_alike():
     model = make_vit(depth=2)
     adapt(model, r=4)
     eager = copy.deepcopy(model)
@@ -376,7 +364,7 @@ def test_compiled_model_trains_alike(make_vit):
         torch.testing.assert_close(model.state_dict()[key], tensor, rtol=1e-4, atol=1e-4)
 
 
-def test_no_blocks_leave_only_what_is_named_to_train(make_vit):
+def test_no_blocks_leave_only_what_is_named_to_train():
     model = make_vit()
     report = adapt(model, blocks="none", trainable=["head.*"])
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
@@ -444,7 +432,7 @@ def test_refusal_leaves_the_model_as_it_was(case, recompute):
     )
 
 
-def test_report_says_which_attentions_were_replaced(make_vit):
+def test_report_says_which_attentions_were_replaced():
     model = blocks_with(nn.MultiheadAttention(8, 2))
     report = adapt(model, r=3)
     assert report.replaced == ("0.attn", "1.attn")

@@ -1,4 +1,4 @@
-import timm
+from helpers.nets import tiny_vit
 from torch import nn
 
 from apla_mm.method import adapt, merge
@@ -7,7 +7,7 @@ from apla_mm.method.channels import channels_digest, channels_of
 
 def test_channels_by_projection_and_their_digest():
     def make(**arguments):
-        vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+        vit = tiny_vit(num_classes=0)
         model = nn.ModuleDict({"backbone": vit, "head": nn.Linear(2, 2)})
         return model, adapt(vit, **arguments)
 

@@ -1,11 +1,13 @@
 """Two processes that shard an adapted model by FSDP, against one that trains it alone."""
 
-from datetime import timedelta
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from helpers.comparisons import assert_same, clone
+from helpers.nets import tiny_vit
+from helpers.processes import in_group
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import (
     FullStateDictConfig,
@@ -27,12 +29,8 @@ TRAINABLE = ["head.*", "blocks.1.norm1.*"]
 
 
 def make_model(seed: int = 0, **options: Any) -> nn.Module:
-    import timm  # after apla_mm, in processes too, where there is no conftest.py
-
     torch.manual_seed(seed)
-    model = timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=5, init_values=0.5
-    )
+    model = tiny_vit(init_values=0.5)
     adapt(model, channels=CHANNELS, trainable=TRAINABLE, **options)
     return model
 
@@ -82,7 +80,7 @@ def shard(model: nn.Module, units: str = "blocks", **options: Any) -> FullyShard
 
 def state_of(sharded: nn.Module) -> dict[str, Tensor]:
     sharded.state_dict()  # a second one comes from weights gathered anew
-    return {key: tensor.clone() for key, tensor in sharded.state_dict().items()}
+    return clone(sharded.state_dict())
 
 
 def trained_sharded(rank: int, recompute: str, units: str) -> dict[str, Any]:
@@ -103,7 +101,7 @@ def trained_sharded(rank: int, recompute: str, units: str) -> dict[str, Any]:
     )
     with torch.no_grad(), FullyShardedDataParallel.summon_full_params(sharded, writeback=False):
         result["output of whole"] = sharded.module(images(99))
-        result["state of whole"] = {key: tensor.clone() for key, tensor in sharded.module.state_dict().items()}
+        result["state of whole"] = clone(sharded.module.state_dict())
     for name, seed in (("first", 0), ("other", 1)):
         sharded.load_state_dict(make_model(seed).state_dict())
         with torch.no_grad():
@@ -145,24 +143,15 @@ def refused(rank: int) -> dict[str, str]:
     return errors
 
 
-def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    results: dict[Any, Any] = {case: trained_sharded(rank, *case) for case in CASES}
-    results["mixed precision"] = mixed_precision(rank)
-    results["refused"] = refused(rank)
-    torch.save(results, folder / f"rank{rank}.pth")
-    distributed.destroy_process_group()
+def work(rank: int) -> dict[Any, Any]:
+    trained: dict[Any, Any] = {case: trained_sharded(rank, *case) for case in CASES}
+    return {**trained, "mixed precision": mixed_precision(rank), "refused": refused(rank)}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict[Any, Any]]:
     """What each of the two processes got in each case."""
-    folder = tmp_path_factory.mktemp("fsdp")
-    torch.multiprocessing.spawn(work, (folder,), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
+    return in_group(work, tmp_path_factory.mktemp("fsdp"))
 
 
 @pytest.fixture(scope="module")
@@ -170,18 +159,14 @@ def alone() -> dict[str, Any]:
     return trained_alone("none")
 
 
-def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert list(actual) == list(expected)
-    for key, tensor in actual.items():
-        difference = (tensor - expected[key]).abs().max().item()
-        assert difference <= tolerance, (key, difference)
+assert_alike = partial(assert_same, ordered=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_both_processes_get_the_weights_of_one_alone(results, alone, case):
     one, other = (result[case] for result in results)
-    assert_close(one["state"], alone["state"], 1e-6)
-    assert_close(other["state"], one["state"], 0)
+    assert_alike(one["state"], alone["state"], 1e-6)
+    assert_alike(other["state"], one["state"])
     torch.testing.assert_close(one["output"], alone["output"], rtol=0, atol=5e-6)
     moved = (alone["state"]["blocks.0.attn.proj.weight"] - make_model().state_dict()["blocks.0.attn.proj.weight"]).abs()
     assert moved.amax(1).nonzero().flatten().tolist() == CHANNELS["blocks.0.attn.proj"]
@@ -213,16 +198,14 @@ def test_each_process_holds_half_of_what_is_frozen_and_has_gradients_of_what_tra
 def test_the_optimizers_state_is_that_of_one_process(results, alone, case):
     for result in results:
         state, expected = result[case]["optimizer"], alone["optimizer"]
-        assert state["param_groups"] == expected["param_groups"]
-        for i, entries in expected["state"].items():
-            assert_close(state["state"][i], entries, 1e-6)
+        assert_alike(state, expected, 1e-6)
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_gathered_the_model_is_the_trained_one(results, case):
     for result in results:
         torch.testing.assert_close(result[case]["output of whole"], result[case]["output"], rtol=0, atol=1e-6)
-        assert_close(result[case]["state of whole"], result[case]["state"], 0)
+        assert_alike(result[case]["state of whole"], result[case]["state"])
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
@@ -234,7 +217,7 @@ def test_weights_that_are_loaded_count(results, case, name, seed):
         output = plain(images(99))
     for result in results:
         torch.testing.assert_close(result[case][f"output of {name}"], output, rtol=0, atol=1e-6)
-        assert_close(result[case][f"state of {name}"], plain.state_dict(), 0)
+        assert_alike(result[case][f"state of {name}"], plain.state_dict())
 
 
 def test_mixed_precision_of_shards_rounds_nothing(results):
@@ -242,7 +225,7 @@ def test_mixed_precision_of_shards_rounds_nothing(results):
     for result in results:
         first, *others = result["mixed precision"]["states"]
         for state in others:
-            assert_close(state, first, 0)
+            assert_alike(state, first)
         rows = first["blocks.0.attn.proj.weight"][CHANNELS["blocks.0.attn.proj"]]
         assert not torch.equal(rows, rows.bfloat16().float())
         assert not torch.equal(rows, before["blocks.0.attn.proj.weight"][CHANNELS["blocks.0.attn.proj"]])

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
+from helpers.nets import tiny_vit
+from helpers.optional import needs
 from mmengine.registry import DefaultScope
 from mmseg.models import EncoderDecoder, SwinTransformer, VisionTransformer
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def make_segmentor() -> nn.Module:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "timm ViT": lambda: timm.create_model("vit_tiny_patch16_224", img_size=SIZE, num_classes=5, **VIT),
+    "timm ViT": tiny_vit,
     "APLAViT": lambda: APLAViT("vit_tiny_patch16_224", (0, 1), pretrained=False, img_size=SIZE, model_kwargs=VIT),
     "mmseg ViT": lambda: VisionTransformer(
         img_size=SIZE, patch_size=16, embed_dims=32, num_layers=2, num_heads=2, out_indices=(0, 1)
@@ -136,8 +137,7 @@ def test_torch_export_of_an_adapted_model_sees_the_last_step(strict):
 
 def run_onnx(model: nn.Module, path: Path) -> tuple[list[Tensor], Counter[tuple[str, str]]]:
     """Outputs of the exported model, and how often which operator occurs in it."""
-    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    onnx, onnxruntime, _ = map(needs, ("onnx", "onnxruntime", "onnxscript"))
     torch.onnx.export(model, (X,), path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     got = session.run(None, {session.get_inputs()[0].name: X.numpy()})

@@ -1,17 +1,15 @@
 """Nothing in a step asks for a number that the device has yet to compute: tensors here have none."""
 
 import pytest
-import timm
 import torch
+from helpers.nets import tiny_vit
 from mmseg.models.backbones import SwinTransformer, VisionTransformer
 
 from apla_mm.method import adapt
 from apla_mm.method.recompute import MODES
 
 MODELS = {
-    "timm ViT": lambda: timm.create_model(
-        "vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=2, img_size=64, num_classes=0
-    ),
+    "timm ViT": lambda: tiny_vit(img_size=64, num_classes=0),
     "mmseg ViT": lambda: VisionTransformer(img_size=64, embed_dims=32, num_layers=2, num_heads=2),
     "mmseg Swin": lambda: SwinTransformer(
         embed_dims=24, depths=(2, 2), num_heads=(1, 2), strides=(4, 2), out_indices=(0, 1), drop_path_rate=0.0

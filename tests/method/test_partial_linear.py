@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from helpers.comparisons import assert_same, clone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -341,9 +342,9 @@ def test_weight_that_is_a_shard_is_an_error():
 
 def test_good_weights_can_be_loaded_over_rows_that_became_nan() -> None:
     layer = PartialLinear.of(nn.Linear(4, 6), [1, 3])
-    good = {key: value.clone() for key, value in layer.state_dict().items()}
+    good = clone(layer.state_dict())
     layer.trained.weight.data.fill_(torch.nan)
     layer(torch.zeros(1, 4))
     layer.load_state_dict(good)
     assert torch.equal(layer.trained.weight, good["weight"][[1, 3]])
-    assert all(torch.equal(value, good[key]) for key, value in layer.state_dict().items())
+    assert_same(layer.state_dict(), good)

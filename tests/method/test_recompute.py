@@ -6,6 +6,8 @@ import weakref
 import pytest
 import timm
 import torch
+from helpers.comparisons import assert_same
+from helpers.nets import Attending
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy
 
@@ -39,9 +41,8 @@ def assert_same_gradients(model: nn.Module, x: torch.Tensor, mode: str) -> None:
     expected = gradients(model, x)
     set_recompute(model, mode)
     got = gradients(model, x)
-    assert got.keys() == expected.keys() and any(g.abs().sum() > 0 for g in got.values())
-    for name, gradient in expected.items():
-        assert torch.equal(got[name], gradient), name
+    assert any(g.abs().sum() > 0 for g in got.values())
+    assert_same(got, expected)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -147,8 +148,7 @@ def test_copies_compute_again_too(mode):
     adapt(model, r=4, recompute=mode)
     x = torch.randn(2, 3, 64, 64)
     twin = copy.deepcopy(model)
-    expected, got = gradients(model, x), gradients(twin, x)
-    assert all(torch.equal(got[name], gradient) for name, gradient in expected.items())
+    assert_same(gradients(twin, x), gradients(model, x))
     with SavedTensors(model.parameters()) as one:
         y = model(x)
     with SavedTensors(twin.parameters()) as other:
@@ -163,8 +163,7 @@ def test_pickles_compute_again_too(mode):
     twin = pickle.loads(pickle.dumps(model))
     assert [type(module) for module in twin.modules()] == [type(module) for module in model.modules()]
     x = torch.randn(2, 3, 64, 64)
-    expected, got = gradients(model, x), gradients(twin, x)
-    assert all(torch.equal(got[name], gradient) for name, gradient in expected.items())
+    assert_same(gradients(twin, x), gradients(model, x))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -192,25 +191,23 @@ def test_compiled_model_has_the_same_gradients(mode):
             torch.testing.assert_close(p.grad, expected[name])
 
 
-class Attending(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+def attending():
+    return Attending(nn.MultiheadAttention(8, 2, batch_first=True))
 
 
 class Bare(nn.Module):
     def __init__(self, *blocks):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.single = Attending() if not blocks else None
+        self.single = attending() if not blocks else None
 
 
 @pytest.mark.parametrize(
     ("model", "mode", "message"),
     [
         (lambda: make(), "half", "recompute='half' must be one of 'none', 'mlp', 'linear', 'block'"),
-        (lambda: Bare(Attending()), "mlp", r"no MLP was found beside the attention in 'blocks\.0'; use 'block'"),
-        (lambda: Bare(), "block", r"'single\.attn' is in no block"),
+        (lambda: Bare(attending()), "mlp", r"no MLP was found beside the attention in 'blocks\.0'; use 'block'"),
+        (lambda: Bare(), "block", r"no block, an element of a list, holds 'single\.attn'"),
     ],
 )
 def test_bad_input_changes_nothing(model, mode, message):
@@ -220,3 +217,30 @@ def test_bad_input_changes_nothing(model, mode, message):
         adapt(model, recompute=mode)
     assert [type(m) for m in model.modules()] == types
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_pooling_attention_beside_blocks_is_left_alone() -> None:
+    options = dict(depth=2, embed_dim=32, num_heads=2, img_size=32, num_classes=3, global_pool="map", class_token=False)
+    model = timm.create_model("vit_tiny_patch16_224", **options)
+    adapt(model, r=4)
+    x = torch.randn(2, 3, 32, 32)
+    gradients = []
+    for mode in ("none", "block"):
+        set_recompute(model, mode)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+    assert any("attn_pool" in key for key in gradients[0])
+    assert all(torch.equal(gradients[1][key], gradient) for key, gradient in gradients[0].items())
+
+
+def test_parallel_block_is_computed_again_as_a_whole() -> None:
+    model = timm.create_model("vit_base_patch16_xp_224", depth=2, embed_dim=32, num_heads=2, img_size=32)
+    adapt(model, r=4, recompute="block")
+    x = torch.randn(2, 3, 32, 32)
+    model(x).square().sum().backward()
+    again = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    set_recompute(model, "none")
+    model.zero_grad()
+    model(x).square().sum().backward()
+    assert again and all(torch.equal(again[n], p.grad) for n, p in model.named_parameters() if p.requires_grad)

@@ -1,13 +1,14 @@
 import json
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
+from helpers.processes import run_python
 
-from apla_mm.method.selection import listed_channels, load_channels, random_channels, resolve_r
+from apla_mm.method import adapt
+from apla_mm.method.selection import by_projection, listed_channels, load_channels, random_channels, resolve_r
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,7 @@ def test_channels_do_not_depend_on_any_random_state():
     assert random_channels("a", 100, 10, 0) == first
     assert torch.equal(torch.get_rng_state(), state)
     code = "from apla_mm.method.selection import random_channels as f; print(f('a', 100, 10, 0))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip().splitlines()[-1] == str(first)
+    assert run_python(code).stdout.strip().splitlines()[-1] == str(first)
 
 
 def test_channels_differ_by_seed_and_name_and_nest_by_r():
@@ -75,3 +75,52 @@ def test_load_channels(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"channels\.json"):
             load_channels(str(path))
+
+
+def test_lists_by_the_numbers_of_blocks():
+    vit = [f"blocks.{i}.attn.proj" for i in range(12)]
+    by_number = {f"block_{i}": [i, 0] for i in range(12)}
+    by_name = {name: [i, 0] for i, name in enumerate(vit)}
+    assert by_projection(by_number, vit) == by_name and by_projection(by_name, vit) is by_name
+    for names in (
+        [f"layers.{i}.attn.attn.out_proj" for i in range(12)],
+        [f"backbone.3.blocks.{i}.attn.out.0" for i in range(12)],
+        [f"blocks.{i // 4}.{i}.attn.proj" for i in range(12)],  # DINOv2's in chunks
+        [f"blocks.{i}.{i}.attn.proj" for i in range(12)],
+    ):
+        assert by_projection(by_number, names) == dict(zip(names, by_number.values(), strict=True))
+    assert by_projection({"block_10": [1], "block_2": [2]}, vit[::-1]) == {vit[10]: [1], vit[2]: [2]}
+    assert by_projection({"block_3": [1]}, ["blocks.3.attn.proj"]) == {"blocks.3.attn.proj": [1]}
+    assert by_projection({"block_0": [1]}, ["block_0"]) == {"block_0": [1]}
+    assert by_projection({**by_number, "block_12": [1]}, vit) == {**by_name, "block_12": [1]}  # for others to refuse
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["stages.0.blocks.0.proj", "stages.0.blocks.1.proj", "stages.1.blocks.0.proj"],
+        ["encoder.0.proj", "decoder.1.proj"],
+        ["blocks.0.attn.proj", "pool.proj"],
+        ["proj"],
+        ["stages.1.blocks.0.proj"],
+        ["stages.0.blocks.1.proj", "stages.1.blocks.0.proj"],
+        [],
+    ],
+)
+def test_numbers_of_blocks_may_not_tell_which_projection_is_meant(names):
+    with pytest.raises(ValueError, match="as 'block_0', and the projections' names do not tell which block each is of"):
+        by_projection({"block_0": [1]}, names)
+
+
+def test_lists_by_numbers_that_are_none():
+    with pytest.raises(ValueError, match="as 'block_0', and by other names, as 'blocks.1.proj': use one"):
+        by_projection({"block_0": [1], "blocks.1.proj": [1]}, ["blocks.0.proj", "blocks.1.proj"])
+    with pytest.raises(ValueError, match=r"listed several times: \['block_0', 'block_00'\]"):
+        by_projection({"block_0": [1], "block_00": [1]}, ["blocks.0.proj", "blocks.1.proj"])
+
+
+def test_authors_file_of_channels_is_taken_by_adapt(tmp_path):
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+    (tmp_path / "inds.json").write_text(json.dumps({"block_0": [8, 1, 5], "block_1": [30, 2]}))
+    report = adapt(vit, channels=tmp_path / "inds.json")
+    assert [p.channels for p in report.projections] == [(1, 5, 8), (2, 30)]

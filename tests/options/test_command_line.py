@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from apla_mm.data.folders import check_folders
 from apla_mm.data.reading import DataError
+from apla_mm.options.agreement.check import find_problems
 from apla_mm.options.command_line import add_common_arguments, load_config
 
 DETECTION = Path(__file__).parents[2] / "configs/det/apla_vitb_custom.py"
@@ -139,3 +140,57 @@ def test_missing_file_of_an_evaluator_is_named(load: Callable[..., Config], coco
 
 def test_what_is_kept_elsewhere_is_not_looked_for(load: Callable[..., Config]) -> None:
     check_folders(load("data_root=s3://bucket/coco"))
+
+
+SEGMENTATION = DETECTION.parents[1] / "seg/apla_vitb_custom.py"
+
+
+def pipelines_of(cfg: Config, kind: str) -> tuple[list, list]:
+    return cfg[f"{kind}_pipeline"], cfg[f"{kind}_dataloader"].dataset.pipeline
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["crop_size=64"],
+        ["crop_size=96,64"],
+        ["test_dataloader.dataset.pipeline.1.scale=(256,64)"],
+        ["test_pipeline.1.scale=(256,64)"],
+        ["crop_size=64", "test_pipeline.1.keep_ratio=False", "train_pipeline.3.cat_max_ratio=0.5"],
+        ["train_dataloader.dataset.pipeline.4.prob=0.0"],
+    ],
+)
+@pytest.mark.parametrize("config", [SEGMENTATION, DETECTION])
+def test_pipelines_by_name_are_those_of_the_loaders(
+    load: Callable[..., Config], config: Path, options: list[str]
+) -> None:
+    if config == DETECTION:
+        options = [option for option in options if not option.startswith("crop_size=96") and "train" not in option]
+    cfg = load(*options, config=config)
+    for kind in ("train", "test"):
+        named, of_loader = pipelines_of(cfg, kind)
+        assert named == of_loader
+    plain = load(config=config)
+    named = [option for option in options if "test" in option or "crop" in option]
+    assert (pipelines_of(cfg, "test")[0] != pipelines_of(plain, "test")[0]) == bool(named)
+
+
+def test_pipeline_that_no_loader_uses_is_left_alone(load: Callable[..., Config], tmp_path: Path) -> None:
+    config = tmp_path / "own.py"
+    config.write_text(f"_base_ = {str(SEGMENTATION)!r}\ntest_pipeline = [dict(type='Own')]\n")
+    assert load("crop_size=64", config=config).test_pipeline == [dict(type="Own")]
+
+
+def test_boxes_alone_follow_one_option(load: Callable[..., Config]) -> None:
+    cfg = load("with_mask=False", "val_evaluator.classwise=True")
+    assert cfg.model.roi_head.mask_head is None
+    assert [cfg[f"{split}_evaluator"].metric for split in ("val", "test")] == ["bbox", "bbox"]
+    assert "with_mask=True" not in cfg.pretty_text.replace(" ", "")
+    assert find_problems(cfg) == []
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_no_workers_means_no_settings_of_workers(load: Callable[..., Config], split: str) -> None:
+    loader = load(f"{split}_dataloader.num_workers=0")[f"{split}_dataloader"]
+    assert "persistent_workers" not in loader
+    assert load(f"{split}_dataloader.num_workers=2")[f"{split}_dataloader"].persistent_workers is True

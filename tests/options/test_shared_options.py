@@ -162,7 +162,9 @@ def test_crop_size_reaches_model_and_pipelines_of_segmentation(
 
 
 def test_crop_size_changes_sizes_alone(cfg: Config) -> None:
-    pipeline = r"\w+_dataloader\.dataset\.pipeline\.N\.(transforms\.N\.N\.)?(crop_size|scale|scales\.N|max_size|size)"
+    pipeline = (
+        r"(\w+_dataloader\.dataset\.|\w+_)pipeline\.N\.(transforms\.N\.N\.)?(crop_size|scale|scales\.N|max_size|size)"
+    )
     model = r"model\.(data_preprocessor\.(size|pad_size_divisor)|backbone\.img_size|test_cfg\.(crop_size|stride))"
     changed = changes(cfg, dict(crop_size=64))
     assert changed and not [key for key in changed if not re.fullmatch(f"{pipeline}|{model}", key)]
@@ -171,6 +173,7 @@ def test_crop_size_changes_sizes_alone(cfg: Config) -> None:
 def test_crop_size_of_the_config_itself_changes_nothing(cfg: Config) -> None:
     size = tuple(cfg.val_dataloader.dataset.pipeline[1].scale)[1]
     scales = {f"{loader}.dataset.pipeline.N.scale" for loader in LOADERS}
+    scales |= {"train_pipeline.N.scale", "test_pipeline.N.scale"}
     if cfg.default_scope == "mmseg":  # one of ours resizes to 512 and crops to 518
         size = tuple(cfg.model.data_preprocessor.size)
     assert changes(cfg, dict(crop_size=size)) <= (scales if size == (518, 518) else set())
@@ -371,3 +374,52 @@ def test_max_iters_of_a_config_that_trains_by_epochs_is_an_error(custom: Config)
     custom.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=10)
     with pytest.raises(ValueError, match="for a config that trains by iterations"):
         apply_shared_options(custom, dict(max_iters=10))
+
+
+@pytest.mark.parametrize("crop_size", [64, [96, 64]])
+def test_pipelines_that_inference_reads_stay_those_of_the_data_loaders(segmentation: Config, crop_size: Any) -> None:
+    apply_shared_options(segmentation, dict(crop_size=crop_size))
+    assert segmentation.train_pipeline == segmentation.train_dataloader.dataset.pipeline
+    assert segmentation.test_pipeline == segmentation.test_dataloader.dataset.pipeline
+    assert segmentation.test_pipeline == segmentation.val_dataloader.dataset.pipeline
+
+
+@pytest.mark.parametrize("with_mask", ["no", None, 1])
+def test_masks_are_wanted_or_not(detection: Config, with_mask: Any) -> None:
+    with pytest.raises(ValueError, match="must be True or False"):
+        apply_shared_options(detection, dict(with_mask=with_mask))
+
+
+def test_boxes_alone_reach_every_place_that_speaks_of_masks(detection: Config) -> None:
+    detection.default_hooks.checkpoint.save_best = "coco/segm_mAP"
+    mask_parts = {f"model.roi_head.{part}" for part in ("mask_head", "mask_roi_extractor")}
+    within = leaves(detection.model.roi_head.to_dict(), "model.roi_head")
+    mask_parts |= {re.sub(r"\b\d+\b", "N", key) for key in within if re.match(r"model\.roi_head\.mask_", key)}
+    changed = changes(detection, dict(with_mask=False))
+    assert changed | mask_parts == {
+        *(f"{loader}.dataset.pipeline.N.with_mask" for loader in LOADERS),
+        *(f"{name}_pipeline.N.with_mask" for name in ("train", "test")),
+        "model.data_preprocessor.pad_mask",
+        *mask_parts,
+        *(f"{split}_evaluator.metric" for split in ("val", "test")),
+        *(f"{split}_evaluator.metric.N" for split in ("val", "test")),
+        "default_hooks.checkpoint.save_best",
+    }
+    assert detection.val_evaluator.metric == "bbox" and detection.default_hooks.checkpoint.save_best == "coco/bbox_mAP"
+    assert detection.model.roi_head.mask_head is None and detection.model.roi_head.mask_roi_extractor is None
+
+
+def test_detector_of_boxes_alone_stays_as_it_is() -> None:
+    cfg = Config.fromfile(FOLDER / "det/retinanet_vit-b16_apla_8xb2-90k_coco-1024x1024.py")
+    assert changes(cfg, dict(with_mask=False)) <= {"model.data_preprocessor.pad_mask"}
+    with pytest.raises(ValueError, match="with_mask=True: the config has no model.roi_head.mask_head"):
+        apply_shared_options(cfg, dict(with_mask=True))
+
+
+def test_masks_stay_where_they_are_wanted(detection: Config) -> None:
+    assert changes(detection, dict(with_mask=True)) == set()
+
+
+def test_segmentation_has_no_masks(custom: Config) -> None:
+    with pytest.raises(ValueError, match="with_mask=False is for detectors"):
+        apply_shared_options(custom, dict(with_mask=False))

@@ -1,16 +1,16 @@
 import errno
 import os
 import resource
-import signal
 import stat
 import subprocess
 import sys
-import time
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 import mmengine.fileio
 import pytest
+from helpers.processes import started, wait_until
 from mmengine.fileio import LocalBackend, get_file_backend
 
 from apla_mm.runs.file_backend import ATOMIC, AtomicLocalBackend
@@ -90,14 +90,15 @@ for _ in range(100):
 
 
 def test_processes_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
-    path, pipes = tmp_path / "file.bin", dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    writers = [subprocess.Popen([sys.executable, "-c", PAIR, str(path)], text=True, **pipes) for _ in range(2)]
-    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 2
-    for writer in writers:
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    assert [writer.communicate()[1] for writer in writers] == ["", ""]
-    assert list(tmp_path.iterdir()) == [path]
+    path, logs = tmp_path / "new/file.bin", [tmp_path / f"{i}.txt" for i in range(2)]
+    with ExitStack() as stack:
+        command = (sys.executable, "-c", PAIR, path)
+        writers = [stack.enter_context(started(*command, log=log, until="ready")) for log in logs]
+        for writer in writers:
+            print("go", file=writer.stdin, flush=True)
+        assert [writer.wait(120) for writer in writers] == [0, 0]
+    assert [log.read_text() for log in logs] == ["ready\n"] * 2
+    assert list(path.parent.iterdir()) == [path]
 
 
 WRITER = """
@@ -111,14 +112,20 @@ for i in range(10**9):
 """
 
 
+def size_of_part(folder: Path) -> int:
+    """How much is written of a file that is being written; -1 where none is."""
+    with suppress(FileNotFoundError):
+        return max((part.stat().st_size for part in folder.glob(".*.part")), default=-1)
+    return -1
+
+
 def test_file_is_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None:
-    path = tmp_path / "file.bin"
+    path = tmp_path / "new/file.bin"
     for kill in range(3):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"writing\n"
-        time.sleep(0.05 + 0.013 * kill)
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.communicate()
+        with started(sys.executable, "-c", WRITER, path, log=tmp_path / f"{kill}.txt", until="writing"):
+            size = kill * 2**23  # it has begun, is midway, or waits for the disk
+            wait_until(lambda size=size: size_of_part(path.parent) >= size, 60, lambda: "a file to be written")
+        for part in path.parent.glob(".*.part"):
+            part.unlink()
         content = path.read_bytes()
         assert len(content) == 2**24 and content == content[:1] * 2**24

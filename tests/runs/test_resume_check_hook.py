@@ -2,12 +2,15 @@ import copy
 import json
 import shutil
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.comparisons import assert_same, clone
+from helpers.data_sets import write_scenes
+from helpers.logs import log_of
+from helpers.small_configs import segmentation_config
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -15,14 +18,10 @@ from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 
 @pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_data_set: Callable[[Path], Path],
-    make_segmentation_config: Callable[[Path, Path], Config],
-) -> Config:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run of two iterations that was saved after the first."""
     folder = tmp_path_factory.mktemp("trained")
-    cfg = make_segmentation_config(make_data_set(folder / "scenes"), folder / "work")
+    cfg = segmentation_config(write_scenes(folder / "scenes"), folder / "work")
     cfg.train_cfg.update(max_iters=2, val_interval=10)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.default_hooks.checkpoint = dict(type="AtomicCheckpointHook", by_epoch=False, interval=1)
@@ -124,11 +123,11 @@ def test_other_channels_are_refused_whatever_is_allowed_and_nothing_is_loaded(
     config.default_hooks.resume_check.allow = "model"
     config.experiment_name = uuid.uuid4().hex
     runner = Runner.from_cfg(config)
-    before = {name: tensor.clone() for name, tensor in runner.model.state_dict().items()}
+    before = clone(runner.model.state_dict())
     runner._init_model_weights = lambda: None
     with pytest.raises(ValueError, match=f"other parameters trained:\n(.|\n)*{told}"):
         runner.train()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in runner.model.state_dict().items())
+    assert_same(runner.model.state_dict(), before)
 
 
 def test_weights_alone_are_loaded_from_any_checkpoint(config: Config) -> None:
@@ -153,8 +152,7 @@ def test_checkpoint_of_another_tool_is_resumed_and_told(config: Config) -> None:
     torch.save(checkpoint, config.load_from)
     runner = resume(config)
     assert runner.iter == 2
-    log = "".join(path.read_text() for path in Path(config.work_dir).glob("*/*.log"))
-    assert "the checkpoint has no record of its run" in log
+    assert "the checkpoint has no record of its run" in log_of(Path(config.work_dir))
 
 
 @pytest.mark.parametrize(

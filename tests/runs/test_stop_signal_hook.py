@@ -1,14 +1,15 @@
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import ROOT
+from helpers.comparisons import assert_same_checkpoint, clone
+from helpers.processes import run_python
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
@@ -181,17 +182,15 @@ def test_no_signals_switch_it_off_and_wrong_ones_are_named(
 
 
 def test_every_config_has_the_hook_though_it_lists_its_own_hooks() -> None:
-    configs = sorted((Path(__file__).parents[2] / "configs").glob("[sd]e[gt]/*.py"))
+    configs = sorted(ROOT.glob("configs/[sd]e[gt]/*.py"))
     assert configs
     for path in configs:
         settings = Config.fromfile(path).default_hooks.stop_signal
         assert isinstance(HOOKS.build(settings), StopSignalHook), path
 
 
-def test_forked_processes_end_by_their_parents_sigterm_alone(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent("""
+def test_forked_processes_end_by_their_parents_sigterm_alone() -> None:
+    code = """
         import importlib.util, multiprocessing, os, signal, subprocess, sys, time
         spec = importlib.util.spec_from_file_location("loader_workers", sys.argv[1])
         module = importlib.util.module_from_spec(spec)
@@ -223,10 +222,8 @@ def test_forked_processes_end_by_their_parents_sigterm_alone(tmp_path: Path) -> 
         subprocess.run(["/bin/kill", "-TERM", str(process.pid)], check=True)
         process.join()
         print(process.exitcode)
-        """)
-    )
-    module = Path(sys.modules[shield_workers.__module__].__file__ or "")
-    done = subprocess.run([sys.executable, script, module], capture_output=True, text=True, check=True, timeout=60)
+    """
+    done = run_python(code, sys.modules[shield_workers.__module__].__file__)
     assert done.stdout.split() == ["True", "0", "-15"]
 
 
@@ -250,7 +247,7 @@ def test_signal_in_a_validation_saves_the_weights_of_training_and_their_mean_apa
         val_cfg=dict(),
         val_evaluator=Evaluator(Nothing()),
     )
-    start = {key: tensor.clone() for key, tensor in tiny_classifier.state_dict().items()}
+    start = clone(tiny_classifier.state_dict())
     ema = dict(type="EMAHook", momentum=0.1)
     saving = dict(checkpoint=dict(type="CheckpointHook", interval=2, by_epoch=False))
     make_runner(tiny_classifier, custom_hooks=[ema], default_hooks=saving, **settings).train()
@@ -260,6 +257,5 @@ def test_signal_in_a_validation_saves_the_weights_of_training_and_their_mean_apa
     hooks = [ema, dict(type="StopSignalHook"), Send(signal.SIGUSR1, 1, validating=True)]
     assert stop(make_runner(tiny_classifier, custom_hooks=hooks, **settings)) == 138
     found = read_checkpoint(tmp_path / "work/iter_2.pth")
-    for part in ("state_dict", "ema_state_dict"):
-        assert all(torch.equal(tensor, found[part][key]) for key, tensor in expected[part].items()), part
+    assert_same_checkpoint(found, expected, ("state_dict", "ema_state_dict"))
     assert not torch.equal(found["state_dict"]["head.weight"], found["ema_state_dict"]["module.head.weight"])

@@ -2,9 +2,8 @@
 
 import contextlib
 import copy
-import json
 import multiprocessing
-import time
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import small_configs
+from helpers.comparisons import assert_same, assert_same_checkpoint, clone
+from helpers.data_sets import write_scenes
+from helpers.logs import log_of, scalars_of
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from apla_mm.data.reading import DataError
@@ -78,42 +80,21 @@ def train(cfg: Config, *hooks: Hook) -> None:
 
 def losses(work_dir: Path) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {}
-    for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
-        for line in map(json.loads, log.read_text().splitlines()):
-            if "loss" in line:
-                found.setdefault(line["iter"], []).append(line["loss"])
+    for line in scalars_of(work_dir):
+        if "loss" in line:
+            found.setdefault(line["iter"], []).append(line["loss"])
     return found
 
 
-def tensors(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, child in children:
-        yield from tensors(child, f"{path}.{key}")
-    if isinstance(node, torch.Tensor):
-        yield path, node
-
-
-def assert_same(one: Path, other: Path) -> None:
-    first, second = read_checkpoint(one), read_checkpoint(other)
-    for part in ("state_dict", "ema_state_dict", "optimizer"):
-        left, right = dict(tensors(first[part])), dict(tensors(second[part]))
-        assert left and left.keys() == right.keys()
-        assert [key for key in left if not torch.equal(left[key], right[key])] == []
-    assert first["param_schedulers"] == second["param_schedulers"]
+def validations(work_dir: Path) -> list[int]:
+    return [line["step"] for line in scalars_of(work_dir) if "mIoU" in line]
 
 
 @pytest.fixture(scope="module")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_data_set: Callable[[Path], Path],
-    make_segmentation_config: Callable[[Path, Path], Config],
-) -> tuple[Config, Path]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """A config without a seed, and a run of it that was never cut; it drew a seed, which the config then has."""
     folder = tmp_path_factory.mktemp("whole")
-    scenes = make_data_set(folder / "scenes")
-    for i, path in enumerate(sorted((scenes / "images/training").iterdir())):
-        Image.new("RGB", (48, 40), (80 * i, 255 - 80 * i, 40)).save(path)  # else all would be the same
-    cfg = lengthen(make_segmentation_config(scenes, folder), folder / "work")
+    cfg = lengthen(small_configs.segmentation_config(write_scenes(folder / "scenes"), folder), folder / "work")
     train(cfg)
     cfg.randomness = dict(seed=read_checkpoint(folder / "work/iter_2.pth")["meta"]["seed"])
     return cfg, folder / "work"
@@ -131,7 +112,7 @@ def test_run_that_was_cut_gives_the_losses_and_weights_of_one_that_was_not(
     cfg.resume, cfg.experiment_name = True, uuid.uuid4().hex
     cfg.default_hooks.resume_check.allow = "randomness"
     train(cfg)
-    assert_same(tmp_path / f"work/iter_{ITERATIONS}.pth", whole[1] / f"iter_{ITERATIONS}.pth")
+    assert_same_checkpoint(tmp_path / f"work/iter_{ITERATIONS}.pth", whole[1] / f"iter_{ITERATIONS}.pth")
     expected = {i: values[0] for i, values in losses(whole[1]).items()}
     assert len(set(expected.values())) == ITERATIONS
     assert losses(tmp_path / "work") == {i: [loss] * (2 if i == 3 else 1) for i, loss in expected.items()}
@@ -142,7 +123,7 @@ def test_checkpoint_may_be_named(whole: tuple[Config, Path], tmp_path: Path) -> 
     cfg.resume, cfg.load_from = True, str(whole[1] / "iter_4.pth")
     cfg.default_hooks.resume_check.allow = "randomness"
     train(cfg)
-    assert_same(tmp_path / f"work/iter_{ITERATIONS}.pth", whole[1] / f"iter_{ITERATIONS}.pth")
+    assert_same_checkpoint(tmp_path / f"work/iter_{ITERATIONS}.pth", whole[1] / f"iter_{ITERATIONS}.pth")
     assert list(losses(tmp_path / "work")) == [5, 6]
 
 
@@ -155,13 +136,7 @@ def test_validation_that_was_cut_is_done_first(whole: tuple[Config, Path], tmp_p
     assert not list(work.glob("best*"))
     cfg.resume, cfg.experiment_name = True, uuid.uuid4().hex
     train(cfg)
-    scored = [
-        line["step"]
-        for log in work.glob("*/vis_data/scalars.json")
-        for line in map(json.loads, log.read_text().splitlines())
-        if "mIoU" in line
-    ]
-    assert scored == [4, ITERATIONS]
+    assert validations(work) == [4, ITERATIONS]
     assert len(list(work.glob("best_mIoU_iter_*.pth"))) == 1
 
 
@@ -175,23 +150,21 @@ def test_validations_are_due_by_the_interval_of_their_time(
     train(cfg, Leave(cut, validating=cut == 5))
     cfg.resume, cfg.experiment_name = True, uuid.uuid4().hex
     train(cfg)
-    logs = (tmp_path / "work").glob("*/vis_data/scalars.json")
-    lines = [json.loads(line) for log in sorted(logs) for line in log.read_text().splitlines()]
-    assert [line["step"] for line in lines if "mIoU" in line] == [4, 5, 6]
+    assert validations(tmp_path / "work") == [4, 5, 6]
 
 
 def test_loader_without_a_config_is_resumed_too(
     tiny_classifier: Any, make_runner: Callable[..., Runner], tmp_path: Path
 ) -> None:
     settings = dict(train_cfg=dict(type="ResumableTrainLoop", max_iters=10), randomness=dict(seed=1))
-    start = {key: value.clone() for key, value in tiny_classifier.state_dict().items()}
+    start = clone(tiny_classifier.state_dict())
     make_runner(tiny_classifier, 10, **settings).train()
-    expected = {key: value.clone() for key, value in tiny_classifier.state_dict().items()}
+    expected = clone(tiny_classifier.state_dict())
     tiny_classifier.load_state_dict(start)
     with pytest.raises(Leaving):
         make_runner(tiny_classifier, 3, custom_hooks=[Leave(5)], **settings).train()
     make_runner(tiny_classifier, 3, resume=True, **settings).train()
-    assert all(torch.equal(value, expected[key]) for key, value in tiny_classifier.state_dict().items())
+    assert_same(tiny_classifier.state_dict(), expected)
 
 
 class KillWorker(Hook):
@@ -202,8 +175,7 @@ class KillWorker(Hook):
 
     def kill(self, runner: Runner, *_: Any, **__: Any) -> None:
         multiprocessing.active_children()[0].kill()
-        for _ in range(1000):
-            time.sleep(0.01)
+        threading.Event().wait(10)  # the handler of SIGCHLD raises
 
 
 @pytest.mark.parametrize("when", ["before_train_iter", "before_val_iter"])
@@ -236,7 +208,7 @@ def test_corrupt_images_are_told_before_training_and_skipped(segmentation_config
     path.write_bytes(path.read_bytes()[:30])
     segmentation_config.train_cfg.update(max_iters=3, skip_unreadable=True)
     Runner.from_cfg(segmentation_config).train()
-    log = "".join(path.read_text() for path in Path(segmentation_config.work_dir).glob("*/*.log"))
+    log = log_of(Path(segmentation_config.work_dir))
     told = f"the image '{path}' cannot be read"
     assert f"train_dataloader: 1 samples will be skipped, as train_cfg.skip_unreadable says: {told}" in log
     assert f"skipped: {told}" in log

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
 
 from apla_mm.runs.vis_backends import add_vis_backends
 
-LOGGING = Path(__file__).parents[2] / "configs/_base_/logging"
+LOGGING = ROOT / "configs/_base_/logging"
 
 
 @pytest.fixture

@@ -1,21 +1,19 @@
 """tools/analysis_tools/benchmark.py as a process of its own."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
+from helpers import ROOT
+from helpers.processes import Done, run
 
-ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools/analysis_tools/benchmark.py"
 SEGMENTOR = ROOT / "configs/seg/segformer_mit-b0_apla_8xb2-160k_ade20k-512x512.py"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(TOOL), *map(str, arguments), "--rounds", "2", "--warm-up", "1"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def benchmark(*arguments: object, returncode: int | None = 0) -> Done:
+    return run(TOOL, *arguments, "--rounds", "2", "--warm-up", "1", cwd=ROOT, returncode=returncode)
 
 
 def cells(line: str) -> list[str]:
@@ -26,8 +24,7 @@ def test_a_timm_vit(tmp_path: Path) -> None:
     figures, image, traces = tmp_path / "figures.json", tmp_path / "plot.png", tmp_path / "traces"
     files = ("--json", figures, "--plot", image, "--profile", traces)
     only = ("--only", "full", "APLA r=0.25, b", "W_O split")
-    done = run("vit_tiny_patch16_224", "--img-size", "64", "--r", "0.25", "--recompute", "block", *only, *files)
-    assert done.returncode == 0, done.stderr
+    done = benchmark("vit_tiny_patch16_224", "--img-size", "64", "--r", "0.25", "--recompute", "block", *only, *files)
     written = json.loads(figures.read_text())
     assert written["machine"]["device"] and written["arguments"]["img_size"] == 64
     full, split, ours = written["rows"]
@@ -64,8 +61,7 @@ def test_a_timm_vit(tmp_path: Path) -> None:
 
 def test_a_whole_model_from_its_config_and_a_method_that_does_not_fit_it(tmp_path: Path) -> None:
     figures, only = tmp_path / "figures.json", ("--only", "full", "W_O split", "APLA r=8")
-    done = run(SEGMENTOR, "--img-size", "64", "--r", "8", "--recompute", "block", *only, "--json", figures)
-    assert done.returncode == 0, done.stderr
+    done = benchmark(SEGMENTOR, "--img-size", "64", "--r", "8", "--recompute", "block", *only, "--json", figures)
     assert "W_O split, r=8: not measured: ValueError: nn.MultiheadAttention never calls its projection" in done.stdout
     rows = {row["method"]: row for row in json.loads(figures.read_text())["rows"]}
     assert list(rows) == ["full fine-tuning", "W_O split, r=8", "APLA r=8", "APLA r=8, block"]
@@ -77,8 +73,7 @@ def test_a_whole_model_from_its_config_and_a_method_that_does_not_fit_it(tmp_pat
 def test_inference_adds_the_merged_model(tmp_path: Path) -> None:
     figures = tmp_path / "new" / "figures.json"
     options = ("--inference", "--img-size", "32", "--r", "8", "500", "--only", "full", "APLA", "--json", figures)
-    done = run("vit_tiny_patch16_224", *options)
-    assert done.returncode == 0, done.stderr
+    done = benchmark("vit_tiny_patch16_224", *options)
     *rows, too_large, _ = json.loads(figures.read_text())["rows"]
     assert [row["method"] for row in rows] == ["full fine-tuning", "APLA r=8", "APLA r=8, merged"]
     assert rows[0]["step_ratio"] == 1.0 and rows[2]["step_ratio"] > 0
@@ -89,8 +84,7 @@ def test_inference_adds_the_merged_model(tmp_path: Path) -> None:
 def test_compiled_variants_stand_beside_the_others(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     options = ("--img-size", "32", "--r", "8", "--recompute", "--only", "APLA", "--compile", "--json", figures)
-    done = run("vit_tiny_patch16_224", *options)
-    assert done.returncode == 0, done.stderr
+    benchmark("vit_tiny_patch16_224", *options)
     rows = json.loads(figures.read_text())["rows"]
     assert [row["method"] for row in rows] == ["APLA r=8", "APLA r=8, compiled"]
     assert all(row["step_ratio"] > 0 for row in rows) and rows[0]["trained"] == rows[1]["trained"]
@@ -110,6 +104,6 @@ def test_compiled_variants_stand_beside_the_others(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_told_in_one_line(arguments: list[str], message: str) -> None:
-    done = run(*arguments, "--img-size", "32")
+    done = benchmark(*arguments, "--img-size", "32", returncode=None)
     assert done.returncode in (1, 2) and message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

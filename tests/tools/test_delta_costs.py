@@ -1,18 +1,16 @@
 """tools/analysis_tools/delta_costs.py as a process of its own."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from helpers import ROOT
+from helpers.processes import run
 
 
 def test_a_small_vit(tmp_path: Path) -> None:
-    command = [sys.executable, "tools/analysis_tools/delta_costs.py", "--models", "vit_tiny_patch16_224"]
-    options = ["--r", "8", "full", "--rounds", "1", "--swaps", "20", "--json", str(tmp_path / "new/costs.json")]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT, timeout=280)
-    assert done.returncode == 0, done.stderr
+    command = (ROOT / "tools/analysis_tools/delta_costs.py", "--models", "vit_tiny_patch16_224")
+    options = ("--r", "8", "full", "--rounds", "1", "--swaps", "20", "--json", tmp_path / "new/costs.json")
+    done = run(*command, *options, cwd=ROOT)
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(lines) == 4 and lines[0].split("|")[1].strip() == "model"
 

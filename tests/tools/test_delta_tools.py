@@ -1,9 +1,7 @@
 """Tools that take deltas in a checkpoint's place, against the whole checkpoints of runs that write no deltas."""
 
-import importlib.util
 import json
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.small_run import ROOT, write_data_set
+from helpers import ROOT
+from helpers.comparisons import assert_same
+from helpers.data_sets import write_coco, write_photos
+from helpers.small_configs import narrow
+from helpers.tools import call_tool
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -62,7 +64,7 @@ def small_config(kind: str, root: Path, folder: Path, deltas: bool) -> Path:
         cfg.model.test_cfg.rcnn.score_thr = 0.0  # two steps are sure of nothing
         cfg.model.neck.update(in_channels=16, out_channels=16)
         for part in (cfg.model.rpn_head, cfg.model.roi_head):
-            narrow_detector(part)
+            narrow(part)
     else:
         width = backbone.get("embed_dims", 16)
         for head in (cfg.model.decode_head, *as_list(cfg.model.auxiliary_head)):
@@ -98,27 +100,8 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def narrow_detector(part: Any) -> None:
-    for key, value in part.items():
-        if isinstance(value, dict):
-            narrow_detector(value)
-        elif key.endswith("channels"):
-            part[key] = 16
-
-
 def run(tool: str, *arguments: object) -> None:
-    """Runs a tool in this process."""
-    spec = importlib.util.spec_from_file_location(f"tools_{tool}", ROOT / f"tools/{tool}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    name = f"experiment_name={uuid.uuid4().hex}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # the tool sets both
-        patch.setenv("LOCAL_RANK", "0")
-        patch.setattr(sys, "argv", [*map(str, (f"{tool}.py", *arguments)), "--cfg-options", name])
-        with DefaultScope.overwrite_default_scope(None):
-            module.main()
+    call_tool(ROOT / f"tools/{tool}.py", *arguments, "--cfg-options", f"experiment_name={uuid.uuid4().hex}")
 
 
 class Runs:
@@ -137,10 +120,10 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, make_coco_data_set: Callable[[Path], Path]) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    write_data_set(root / "scenes")
-    make_coco_data_set(root / "coco")
+    write_photos(root / "scenes")
+    write_coco(root / "coco")
     return root
 
 
@@ -166,8 +149,7 @@ def test_test_scores_a_delta_as_the_whole_checkpoint(make_runs: Callable, kind: 
     assert (runs.delta / DELTA).stat().st_size < (runs.whole / WHOLE).stat().st_size
     assert not list(runs.whole.glob("*.safetensors"))
     for name in (DELTA, WHOLE):
-        read = read_checkpoint(runs.delta / name)["state_dict"]
-        assert whole.keys() == read.keys() and [k for k in whole if not torch.equal(whole[k], read[k])] == []
+        assert_same(read_checkpoint(runs.delta / name)["state_dict"], whole)
         assert runs.scores(runs.delta / name, tmp_path / name) == expected
 
 

@@ -3,29 +3,45 @@
 import os
 import re
 import signal
-import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.processes import DIST_TEST, DIST_TRAIN, ENDLESS, run, started
-from helpers.small_run import CONFIG, ROOT, TEST, TRAIN, miou, saved_iteration
+from helpers import ROOT
+from helpers.processes import ON_CPU, Done, run
+from helpers.small_run import (
+    CONFIG,
+    DIST_TEST,
+    DIST_TRAIN,
+    ENDLESS,
+    TEST,
+    TRAIN,
+    miou,
+    run_small,
+    saved_iteration,
+    started_small,
+)
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
+
+train_or_test = partial(run_small, env=ON_CPU, timeout=600)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_signal_to_every_process_saves_and_training_goes_on_from_there(data: str, tmp_path: Path) -> None:
     workers = [data, "train_dataloader.num_workers=1", "train_dataloader.persistent_workers=True"]
-    with started(TRAIN, CONFIG, "--work-dir", tmp_path, options=[*ENDLESS, *workers]) as process:
+    log = tmp_path / "log.txt"
+    with started_small(TRAIN, CONFIG, "--work-dir", tmp_path, options=[*ENDLESS, *workers], log=log) as process:
         os.killpg(process.pid, signal.SIGTERM)  # as Slurm does: the loader's worker too
-        output, _ = process.communicate(timeout=300)
+        process.wait(300)
+    output = log.read_text()
     assert process.returncode == 128 + signal.SIGTERM, output[-5000:]
     n = saved_iteration(tmp_path, output)
     assert n >= 3
     longer = [data, f"train_cfg.max_iters={n + 2}"]
-    output = run(TRAIN, CONFIG, "--work-dir", tmp_path, "--resume", options=longer)
+    output = train_or_test(TRAIN, CONFIG, "--work-dir", tmp_path, "--resume", options=longer)
     assert re.findall(rf"Iter\(train\) \[ *(\d+)/{n + 2}\]", output) == [str(n + 1), str(n + 2)]
     assert read_checkpoint(tmp_path / f"iter_{n + 2}.pth")["meta"]["iter"] == n + 2
 
@@ -33,15 +49,17 @@ def test_signal_to_every_process_saves_and_training_goes_on_from_there(data: str
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_train_are_stopped_go_on_and_score_as_one(data: str, tmp_path: Path) -> None:
-    with started(DIST_TRAIN, CONFIG, 2, "--work-dir", tmp_path, options=[*ENDLESS, data]) as process:
+    log = tmp_path / "log.txt"
+    with started_small(DIST_TRAIN, CONFIG, 2, "--work-dir", tmp_path, options=[*ENDLESS, data], log=log) as process:
         process.terminate()  # torchrun, which ends its processes by the same signal
-        output, _ = process.communicate(timeout=300)
+        process.wait(300)
+    output = log.read_text()
     assert process.returncode != 0
     assert output.count("SIGTERM: saving after this iteration") == 2, output[-5000:]
     n = saved_iteration(tmp_path, output)
 
     longer = [data, f"train_cfg.max_iters={n + 2}", f"train_cfg.val_interval={n + 2}"]
-    output = run(DIST_TRAIN, CONFIG, 2, "--work-dir", tmp_path, "--resume", options=longer)
+    output = train_or_test(DIST_TRAIN, CONFIG, 2, "--work-dir", tmp_path, "--resume", options=longer)
     assert re.findall(rf"Iter\(train\) \[ *(\d+)/{n + 2}\]", output) == [str(n + 1), str(n + 2)]
     assert "GPU number: 2" in output and "backend': 'gloo'" in output
     assert re.search(r"first step: (\d+) of \1 trained tensors changed, 0 of \d+ frozen ones", output)
@@ -50,20 +68,13 @@ def test_two_processes_train_are_stopped_go_on_and_score_as_one(data: str, tmp_p
     checkpoint = tmp_path / f"iter_{n + 2}.pth"
     state = read_checkpoint(checkpoint)["state_dict"]
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
-    tested = run(DIST_TEST, CONFIG, checkpoint, 2, "--work-dir", tmp_path / "two", options=[data])
-    alone = run(TEST, CONFIG, checkpoint, "--work-dir", tmp_path / "one", options=[data])
+    tested = train_or_test(DIST_TEST, CONFIG, checkpoint, 2, "--work-dir", tmp_path / "two", options=[data])
+    alone = train_or_test(TEST, CONFIG, checkpoint, "--work-dir", tmp_path / "one", options=[data])
     assert miou(tested, each=2) == miou(alone, each=4)
 
 
-def call(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ROOT / "tools" / script, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def call(script: str, *arguments: str, **environment: str) -> Done:
+    return run(ROOT / "tools" / script, *arguments, env=environment, returncode=None)
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
+from helpers.data_sets import write_photos
 from helpers.kill_and_resume import compare, finish, kill_after, unreadable
-from helpers.small_run import write_data_set
 
 pytestmark = pytest.mark.slow
 
 
 def test_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    data = f"data_root={write_data_set(tmp_path / 'data')}"
+    data = f"data_root={write_photos(tmp_path / 'data')}"
     finish(tmp_path / "whole", data, processes=1)
     killed = tmp_path / "killed"
     kill_after(killed, data, processes=1, iteration=10, seconds=0.05)

@@ -2,16 +2,16 @@
 
 import contextlib
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from helpers.slurm_cluster import NoClusterError, slurm_cluster
-from helpers.small_run import CONFIG, OPTIONS, ROOT, miou, saved_iteration, write_data_set
+from helpers import ROOT
+from helpers.data_sets import write_photos
+from helpers.processes import ON_CPU, run, wait_for, wait_until
+from helpers.slurm_cluster import NoClusterError, idle_nodes, slurm_cluster
+from helpers.small_run import CONFIG, OPTIONS, miou, saved_iteration
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(folder: Path) -> str:
-    return f"data_root={write_data_set(folder / 'data')}"
+    return f"data_root={write_photos(folder / 'data')}"
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def environment(folder: Path) -> Iterator[dict[str, str]]:
             environment = stack.enter_context(slurm_cluster(folder / "cluster"))
         except NoClusterError as reason:
             pytest.skip(f"no Slurm: {reason}")
-        yield {**environment, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+        yield {**environment, **ON_CPU}
 
 
 @pytest.fixture
@@ -45,18 +45,7 @@ def call(environment: dict[str, str]) -> Callable[..., str]:
     """Runs a command; gives all it wrote."""
 
     def call(*command: object, **variables: str) -> str:
-        done = subprocess.run(
-            [str(part) for part in command],
-            env={**environment, **variables},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-        output = done.stdout + done.stderr
-        assert done.returncode == 0, output[-9000:]
-        return output
+        return run(*command, env={**environment, **variables}, cwd=ROOT, timeout=600).output
 
     return call
 
@@ -80,19 +69,8 @@ def test_two_nodes_train_and_test_without_gpus(
     assert 0 < miou(tested, each=2) <= 100
 
 
-def wait_for(pattern: str, log: Path, state: Callable[[], str]) -> None:
-    """Waits until a job's log holds the pattern."""
-    for _ in range(1000):
-        text = log.read_text() if log.exists() else ""
-        if re.search(pattern, text):
-            return
-        assert not re.search("JobState=(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL)", state()), text[-9000:]
-        time.sleep(0.2)
-    raise AssertionError(f"{pattern} did not come: {state()}\n{text[-9000:]}")
-
-
 def test_job_at_its_time_limit_saves_is_requeued_and_goes_on(
-    call: Callable[..., str], data: str, tmp_path: Path
+    call: Callable[..., str], environment: dict[str, str], data: str, tmp_path: Path
 ) -> None:
     config, log, work = (tmp_path / name for name in ("config.py", "log.txt", "work"))
     endless = f"_base_ = {str(CONFIG)!r}\ntrain_cfg = dict(max_iters=100000, val_interval=100000)\n"
@@ -108,34 +86,31 @@ def test_job_at_its_time_limit_saves_is_requeued_and_goes_on(
     def state() -> str:
         return call("scontrol", "show", "job", job)
 
-    wait_for(r"Iter\(train\) \[ *3/", log, state)
+    def over() -> bool:
+        return re.search("JobState=(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL)", state()) is not None
+
+    wait_for(r"Iter\(train\) \[ *3/", log, over)
     call("scancel", "--batch", "--signal=USR1", job)  # what Slurm does two minutes before the limit
-    wait_for(f"job {job} goes back into the queue", log, state)
+    wait_for(f"job {job} goes back into the queue", log, over)
     first = log.read_text()
     assert first.count("SIGUSR1: saving after this iteration") == 2
     n = saved_iteration(work, first)
     config.write_text(endless.replace("100000", str(n + 2)))
-    for _ in range(100):
-        if "JobState=PENDING" in state():
-            break
-        time.sleep(0.2)
+    wait_until(lambda: "JobState=PENDING" in state(), 60, state)
     assert "Restarts=1" in state() and "ExitCode=0:0" in state()
+    # as long as its last processes are being ended, nodes refuse the job
+    wait_until(lambda: idle_nodes(environment) == 2, 60, lambda: f"two idle nodes: {state()}")
 
-    time.sleep(8)  # as long as its last processes are being ended, nodes refuse the job
-
-    def start_now() -> str:
+    def start_now() -> bool:
         """Slurm lets requeued jobs wait for two minutes, for that reason."""
         if "JobState=PENDING" in state():
             with contextlib.suppress(AssertionError):  # it has just started
                 call("scontrol", "update", f"JobId={job}", "StartTime=now")
-        return ""
+        return over()
 
     wait_for(r"Iter\(val\) \[2/2\].* mIoU", log, start_now)
     second = log.read_text()[len(first) :]
     assert f"resumed epoch: 0, iter: {n}" in second
     assert re.findall(rf"Iter\(train\) \[ *(\d+)/{n + 2}\]", second) == [str(n + 1), str(n + 2)]
-    for _ in range(100):
-        if "JobState=COMPLETED" in state():
-            break
-        time.sleep(0.2)
-    assert "JobState=COMPLETED" in state() and "Restarts=1" in state()
+    wait_until(lambda: "JobState=COMPLETED" in state(), 60, state)
+    assert "Restarts=1" in state()

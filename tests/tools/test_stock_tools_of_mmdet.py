@@ -1,15 +1,13 @@
 """A config of mmdet's own and one line more, through mmdet's own tools."""
 
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import mmdet
 import pytest
 import torch
+from helpers.data_sets import write_coco
+from helpers.processes import run, run_python
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -61,24 +59,15 @@ def options(root: Path) -> list[str]:
     return given
 
 
-def run(tool: str, *arguments: object, root: Path) -> str:
-    command = [sys.executable, TOOLS / tool, *arguments, "--cfg-options", *options(root)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(part) for part in command], env=environment, capture_output=True, text=True, check=False, timeout=290
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    return done.stdout + done.stderr
-
-
-def test_one_line_adapts_mmdets_own_config(tmp_path: Path, make_coco_data_set: Callable[[Path], Path]) -> None:
-    alone = subprocess.run([sys.executable, "-c", "import mmdet.models"], capture_output=True, text=True, check=False)
+def test_one_line_adapts_mmdets_own_config(tmp_path: Path) -> None:
+    alone = run_python("import mmdet.models", returncode=None)
     if alone.returncode:
         pytest.skip(f"mmdet by itself cannot be imported here: {alone.stderr.splitlines()[-1]}")
-    root = make_coco_data_set(tmp_path / "shapes")
+    root = write_coco(tmp_path / "shapes")
     config = tmp_path / "config.py"
     config.write_text(CONFIG)
-    output = run("train.py", config, "--work-dir", tmp_path / "work", root=root)
+    small = ("--cfg-options", *options(root))
+    output = run(TOOLS / "train.py", config, "--work-dir", tmp_path / "work", *small).output
     assert "backbone: APLA: 6 to 48 channels train in each of 8 projections" in output
     trained, total = re.findall(r"first step: (\d+) of (\d+) trained tensors changed, 0 of \d+ frozen ones", output)[0]
     assert 0 < int(trained) <= int(total)
@@ -93,5 +82,6 @@ def test_one_line_adapts_mmdets_own_config(tmp_path: Path, make_coco_data_set: C
     backbone.load_state_dict(own, strict=True)
     assert all(tensor.dtype == torch.float32 for tensor in own.values() if tensor.is_floating_point())
 
-    output = run("test.py", config, tmp_path / "work/epoch_1.pth", "--work-dir", tmp_path / "test", root=root)
+    checkpoint = tmp_path / "work/epoch_1.pth"
+    output = run(TOOLS / "test.py", config, checkpoint, "--work-dir", tmp_path / "test", *small).output
     assert "coco/bbox_mAP:" in output and "coco/segm_mAP:" in output

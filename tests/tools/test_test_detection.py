@@ -1,29 +1,30 @@
 """tools/test.py on a detector: its own evaluation, and the predictions that it keeps."""
 
-import importlib.util
+import json
 import pickle
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
+from helpers.data_sets import edit_json, write_coco
+from helpers.logs import log_of
+from helpers.tools import call_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from pycocotools import mask
 
 from apla_mm.options.shared_options import apply_shared_options
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/det/apla_vitb_custom.py"
 
 
 @pytest.fixture
-def config(tmp_path: Path, make_coco_data_set: Callable[[Path], Path]) -> Path:
+def config(tmp_path: Path) -> Path:
     """A file with the config of a small Mask R-CNN, beside its data and its weights."""
     cfg = Config.fromfile(CONFIG)
-    root = make_coco_data_set(tmp_path / "shapes")
+    root = write_coco(tmp_path / "shapes")
     apply_shared_options(cfg, dict(data_root=str(root), classes=["square", "disc"], crop_size=64))
     cfg.model.backbone.update(
         model_name="vit_tiny_patch16_224",
@@ -45,27 +46,19 @@ def config(tmp_path: Path, make_coco_data_set: Callable[[Path], Path]) -> Path:
     return tmp_path / "config.py"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, config: Path, *arguments: object) -> None:
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # the tool sets both: put them back afterwards
-    monkeypatch.setenv("LOCAL_RANK", "0")
+def run(config: Path, *arguments: object) -> None:
     weights, work_dir = config.with_name("weights.pth"), config.with_name("work")
-    command = ["test.py", config, weights, "--work-dir", work_dir, *arguments]
-    monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-    spec = importlib.util.spec_from_file_location("tools_test", ROOT / "tools/test.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main()
+    call_tool(ROOT / "tools/test.py", config, weights, "--work-dir", work_dir, *arguments)
 
 
-def test_predictions_are_kept_and_scored(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_are_kept_and_scored(config: Path) -> None:
     out = config.with_name("out.pkl")
     for part in (*config.parent.glob("shapes/annotations/*train*"), *config.parent.glob("shapes/images/scene_[0-3]*")):
         part.unlink()  # only the test's data are there
-    run(monkeypatch, config, "--out", out)
-    (log,) = config.parent.glob("work/*/*.log")
-    assert "test_dataloader: 2 of 2 samples read and found in order" in log.read_text()
-    assert "coco/bbox_mAP:" in log.read_text() and "coco/segm_mAP:" in log.read_text()
+    run(config, "--out", out)
+    log = log_of(config.with_name("work"))
+    assert "test_dataloader: 2 of 2 samples read and found in order" in log
+    assert "coco/bbox_mAP:" in log and "coco/segm_mAP:" in log
     predictions = {sample["img_id"]: sample["pred_instances"] for sample in pickle.loads(out.read_bytes())}
     assert set(predictions) == {14, 15}
     for found in predictions.values():
@@ -74,14 +67,63 @@ def test_predictions_are_kept_and_scored(config: Path, monkeypatch: pytest.Monke
         assert np.stack([mask.decode(m) for m in found["masks"]]).shape[1:] == (48, 64)
 
 
-def test_options_reach_the_evaluator(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_reach_the_evaluator(config: Path) -> None:
     (config.parent / "shapes/annotations/instances_val.json").rename(config.parent / "shapes/other.json")
-    run(monkeypatch, config, "--cfg-options", "test_dataloader.dataset.ann_file=other.json")
-    (log,) = config.parent.glob("work/*/*.log")
-    assert "shapes/other.json': 2 images and 4 annotations in order" in log.read_text()
-    assert "coco/bbox_mAP:" in log.read_text()
+    run(config, "--cfg-options", "test_dataloader.dataset.ann_file=other.json")
+    log = log_of(config.with_name("work"))
+    assert "shapes/other.json': 2 images and 4 annotations in order" in log
+    assert "coco/bbox_mAP:" in log
 
 
-def test_file_for_predictions_must_be_a_pickle(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_for_predictions_must_be_a_pickle(config: Path) -> None:
     with pytest.raises(SystemExit, match=r"--out of a detection config must be a \.pkl file, and is predictions"):
-        run(monkeypatch, config, "--out", "predictions")
+        run(config, "--out", "predictions")
+
+
+def predictions_of(out: Path) -> dict[str, np.ndarray]:
+    return {
+        Path(sample["img_path"]).name: sample["pred_instances"]["bboxes"].numpy()
+        for sample in pickle.loads(out.read_bytes())
+    }
+
+
+@pytest.mark.parametrize("way", ["--images", "--unlabelled"])
+def test_images_without_annotations_are_predicted(config: Path, way: str) -> None:
+    run(config, "--out", config.with_name("labelled.pkl"))
+    file = config.parent / "shapes/annotations/instances_val.json"
+    edit_json(file, lambda content: content.pop("annotations"))
+    out = config.with_name("out.pkl")
+    if way == "--unlabelled":
+        run(config, "--out", out, way)
+    else:
+        images = config.with_name("some") / "deep"
+        images.mkdir(parents=True)
+        for i in (4, 5):
+            (config.parent / f"shapes/images/scene_{i}.jpg").rename(images / f"scene_{i}.jpg")
+        file.unlink()
+        run(config, "--out", out, way, images.parent)
+    expected, found = predictions_of(config.with_name("labelled.pkl")), predictions_of(out)
+    assert found.keys() == expected.keys() == {"scene_4.jpg", "scene_5.jpg"}
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    boxes, masks = (json.loads(config.with_name(f"out.{kind}.json").read_text()) for kind in ("bbox", "segm"))
+    assert len(boxes) == len(masks) == sum(map(len, expected.values()))
+
+
+def test_boxes_alone_are_tested_by_one_option(config: Path) -> None:
+    for part in config.parent.glob("shapes/annotations/*.json"):
+        edit_json(part, lambda content: [one.pop("segmentation") for one in content["annotations"]])
+    run(config, "--out", config.with_name("out.pkl"), "--cfg-options", "with_mask=False")
+    log = log_of(config.with_name("work"))
+    assert "coco/bbox_mAP:" in log and "segm_mAP" not in log
+    assert all(
+        "masks" not in sample["pred_instances"] for sample in pickle.loads(config.with_name("out.pkl").read_bytes())
+    )
+
+
+def test_boxes_alone_are_trained_by_one_option(detection_config: Config, coco_root: Path, tmp_path: Path) -> None:
+    for part in coco_root.glob("annotations/*.json"):
+        edit_json(part, lambda content: [one.pop("segmentation") for one in content["annotations"]])
+    detection_config.dump(tmp_path / "config.py")
+    call_tool(ROOT / "tools/train.py", tmp_path / "config.py", "--cfg-options", "with_mask=False")
+    log = log_of(Path(detection_config.work_dir))
+    assert "coco/bbox_mAP:" in log and "loss_mask" not in log and "loss_bbox" in log

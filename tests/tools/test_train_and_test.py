@@ -1,12 +1,12 @@
-import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import mmseg
 import numpy as np
@@ -14,7 +14,12 @@ import pytest
 import timm
 import torch
 from filelock import FileLock
-from helpers.small_run import CONFIG, OPTIONS, ROOT, TEST, TRAIN, VIT, write_data_set
+from helpers import ROOT, small_run
+from helpers.comparisons import changed_rows
+from helpers.data_sets import write_photos
+from helpers.logs import scalars_of
+from helpers.small_run import CONFIG, TEST, TRAIN, VIT, run_small
+from helpers.tools import call_tool, load_tool
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS
 from PIL import Image
@@ -24,27 +29,11 @@ from apla_mm.loading.checkpoint_reader import read_checkpoint
 STOCK_TRAIN, STOCK_TEST = (Path(mmseg.__file__).parent / f".mim/tools/{name}.py" for name in ("train", "test"))
 
 
-def run(tool: Path, *arguments: object, options: list[str], fails: bool = False) -> str:
-    """Runs one of the tools with the small model; gives all it wrote."""
-    command = [sys.executable, tool, *arguments, "--cfg-options", *OPTIONS, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(part) for part in command], env=environment, capture_output=True, text=True, check=False, timeout=290
-    )
-    output = done.stdout + done.stderr
-    assert bool(done.returncode) == fails, output[-5000:]
-    return output
-
-
-def miou(output: str) -> float:
-    (value,) = re.findall(r"Iter\((?:val|test)\) \[4/4\].* mIoU: ([\d.]+)", output)
-    return float(value)
+miou = partial(small_run.miou, each=4)
 
 
 def losses(work_dir: Path) -> list[float]:
-    (log,) = work_dir.glob("*/vis_data/scalars.json")
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line["loss"] for line in scalars_of(work_dir) if "loss" in line]
 
 
 def vit_of(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -61,8 +50,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(f"{folder}.lock"):
         if not (folder / "trained/output.txt").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            data = f"data_root={write_data_set(folder / 'data')}"
-            output = run(TRAIN, CONFIG, "--work-dir", folder / "trained", options=[data])
+            data = f"data_root={write_photos(folder / 'data')}"
+            output = run_small(TRAIN, CONFIG, "--work-dir", folder / "trained", options=[data])
             (folder / "trained/output.txt").write_text(output)
     return folder
 
@@ -97,9 +86,8 @@ def test_trained_backbone_loads_into_the_plain_timm_model(trained: Path) -> None
 
 
 def test_only_the_chosen_channels_of_the_backbone_differ_between_checkpoints(trained: Path) -> None:
-    before, after = vit_of(trained / "iter_2.pth"), vit_of(trained / "iter_4.pth")
-    moved = {key: (before[key] != after[key]).reshape(len(before[key]), -1).any(1).sum().item() for key in before}
-    assert {key: rows for key, rows in moved.items() if rows} == {
+    moved = changed_rows(vit_of(trained / "iter_2.pth"), vit_of(trained / "iter_4.pth"))
+    assert {key: len(rows) for key, rows in moved.items()} == {
         f"blocks.{i}.attn.proj.{kind}": 8 for i in range(4) for kind in ("weight", "bias")
     }
 
@@ -115,7 +103,7 @@ def test_test_gives_validations_score_and_writes_predictions_and_drawings(
 ) -> None:
     out, drawn = tmp_path / "out", tmp_path / "drawn"
     arguments = (CONFIG, trained / "iter_4.pth", "--work-dir", tmp_path / "work", "--out", out, "--show-dir", drawn)
-    output = run(TEST, *arguments, options=[data])
+    output = run_small(TEST, *arguments, options=[data])
     assert miou(output) == miou((trained / "output.txt").read_text())
     predictions = {path.name: np.asarray(Image.open(path)) for path in out.glob("*.png")}
     assert set(predictions) == {f"0_{j}.png" for j in range(4)}
@@ -135,7 +123,7 @@ def test_test_gives_validations_score_and_writes_predictions_and_drawings(
 
 def test_tta_scores_with_all_its_scales_and_flips(trained: Path, data: str, tmp_path: Path) -> None:
     arguments = (CONFIG, trained / "iter_4.pth", "--work-dir", tmp_path, "--tta")
-    output = run(TEST, *arguments, options=[data])
+    output = run_small(TEST, *arguments, options=[data])
     assert 0 < miou(output) < 100
     (log,) = tmp_path.glob("*/*.json")
     assert json.loads(log.read_text())["mIoU"] == pytest.approx(miou(output), abs=1e-4)
@@ -148,7 +136,7 @@ def test_tta_scores_with_all_its_scales_and_flips(trained: Path, data: str, tmp_
 
 def test_resume_goes_on_from_the_latest_checkpoint(copy_of_trained: Path, data: str) -> None:
     longer = [data, "train_cfg.max_iters=6", "train_cfg.val_interval=6"]
-    output = run(TRAIN, CONFIG, "--work-dir", copy_of_trained, "--resume", options=longer)
+    output = run_small(TRAIN, CONFIG, "--work-dir", copy_of_trained, "--resume", options=longer)
     assert re.findall(r"Iter\(train\) \[(\d)/6\]", output) == ["5", "6"]
     before, after = (read_checkpoint(copy_of_trained / f"iter_{i}.pth") for i in (4, 6))
     assert after["meta"]["iter"] == 6
@@ -159,14 +147,14 @@ def test_resume_goes_on_from_the_latest_checkpoint(copy_of_trained: Path, data: 
 
 
 def test_resume_with_a_path_goes_on_from_there(trained: Path, data: str, tmp_path: Path) -> None:
-    output = run(TRAIN, CONFIG, "--work-dir", tmp_path, "--resume", trained / "iter_2.pth", options=[data])
+    output = run_small(TRAIN, CONFIG, "--work-dir", tmp_path, "--resume", trained / "iter_2.pth", options=[data])
     assert re.findall(r"Iter\(train\) \[(\d)/4\]", output) == ["3", "4"]
     assert re.search(r"first step: (\d+) of \1 trained tensors changed, 0 of \d+ frozen ones", output)
     assert read_checkpoint(tmp_path / "iter_4.pth")["meta"]["iter"] == 4
 
 
 def test_amp_trains_with_float32_weights_and_nearly_the_same_losses(trained: Path, data: str, tmp_path: Path) -> None:
-    output = run(TRAIN, CONFIG, "--work-dir", tmp_path, "--amp", options=[data])
+    output = run_small(TRAIN, CONFIG, "--work-dir", tmp_path, "--amp", options=[data])
     assert re.search(r"first step: \d+ of \d+ trained tensors changed, 0 of \d+ frozen ones", output)
     assert {tensor.dtype for tensor in vit_of(tmp_path / "iter_4.pth").values()} == {torch.float32}
     without, with_amp = (losses(work_dir) for work_dir in (trained, tmp_path))
@@ -191,7 +179,7 @@ def stock_options(data: str) -> list[str]:
 
 
 def test_stock_tools_of_mmseg_train_the_same_config(stock_options: list[str], trained: Path, tmp_path: Path) -> None:
-    output = run(STOCK_TRAIN, CONFIG, "--work-dir", tmp_path, options=stock_options)
+    output = run_small(STOCK_TRAIN, CONFIG, "--work-dir", tmp_path, options=stock_options)
     assert re.findall(r"Iter\(train\) \[(\d)/4\]", output) == ["1", "2", "3", "4"]
     assert re.search(r"first step: (\d+) of \1 trained tensors changed", output)
     assert {key: tensor.shape for key, tensor in vit_of(tmp_path / "iter_4.pth").items()} == {
@@ -200,21 +188,21 @@ def test_stock_tools_of_mmseg_train_the_same_config(stock_options: list[str], tr
 
 
 def test_stock_tools_of_mmseg_test_the_same_config(stock_options: list[str], trained: Path, tmp_path: Path) -> None:
-    output = run(STOCK_TEST, CONFIG, trained / "iter_4.pth", "--work-dir", tmp_path, options=stock_options)
+    output = run_small(STOCK_TEST, CONFIG, trained / "iter_4.pth", "--work-dir", tmp_path, options=stock_options)
     assert miou(output) == miou((trained / "output.txt").read_text())
 
 
 def test_stock_tools_of_mmseg_resume_the_same_config(stock_options: list[str], copy_of_trained: Path) -> None:
     longer = [*stock_options, "train_cfg.max_iters=6", "train_cfg.val_interval=6"]
     longer += ["train_dataloader.dataset.metainfo.classes=dark,bright"]  # other names would be another run's
-    output = run(STOCK_TRAIN, CONFIG, "--work-dir", copy_of_trained, "--resume", options=longer)
+    output = run_small(STOCK_TRAIN, CONFIG, "--work-dir", copy_of_trained, "--resume", options=longer)
     assert re.findall(r"Iter\(train\) \[(\d)/6\]", output) == ["5", "6"]
     assert read_checkpoint(copy_of_trained / "iter_6.pth")["meta"]["iter"] == 6
 
 
 def test_wrong_data_root_fails_before_a_runner_is_built_and_names_the_folder(tmp_path: Path) -> None:
     options = [f"data_root={tmp_path}/nowhere"]
-    output = run(TRAIN, CONFIG, "--work-dir", tmp_path / "work", options=options, fails=True)
+    output = run_small(TRAIN, CONFIG, "--work-dir", tmp_path / "work", options=options, returncode=1)
     last = output.strip().splitlines()[-1]
     assert f"'{tmp_path}/nowhere/images/training' does not exist" in last and "data_root=FOLDER" in last
     assert not (tmp_path / "work").exists()
@@ -231,17 +219,11 @@ class RunsACommand:
 def test_harmful_checkpoint_is_refused_and_runs_nothing(trained: Path, data: str, tmp_path: Path) -> None:
     checkpoint = read_checkpoint(trained / "iter_4.pth")
     torch.save({**checkpoint, "extra": RunsACommand(tmp_path / "marker")}, tmp_path / "harmful.pth")
-    output = run(TEST, CONFIG, tmp_path / "harmful.pth", "--work-dir", tmp_path / "work", options=[data], fails=True)
-    assert f"ValueError: checkpoint '{tmp_path}/harmful.pth' was not read" in output
+    output = run_small(
+        TEST, CONFIG, tmp_path / "harmful.pth", "--work-dir", tmp_path / "work", options=[data], returncode=1
+    )
+    assert f"'{tmp_path}/harmful.pth' cannot be read: it would run 'posix.system'" in output
     assert not (tmp_path / "marker").exists() and "Iter(test)" not in output
-
-
-def load_tool(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"tools_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -313,7 +295,7 @@ def test_amp_of_a_detector_leaves_its_heads_in_float32() -> None:
         (TEST, ["c.pth", "--tta"], "--tta needs tta_model and tta_pipeline"),
         (TEST, ["c.pth", "--show-dir", "d"], r"--show-dir need default_hooks\.visualization"),
         (TRAIN, ["--cfg-options", "max_iters=0"], "max_iters=0 must be"),
-        (TRAIN, ["--cfg-options", "classes=1,2"], "must be names"),
+        (TRAIN, ["--cfg-options", "classes=a,,b"], "must be names"),
     ],
 )
 def test_flag_that_the_config_cannot_serve_is_an_error(
@@ -326,3 +308,112 @@ def test_flag_that_the_config_cannot_serve_is_an_error(
     monkeypatch.setattr(sys, "argv", [str(tool), str(bare), *arguments])
     with pytest.raises((SystemExit, ValueError), match=message):
         load_tool(tool).main()
+
+
+@pytest.fixture
+def videos(data: str, tmp_path: Path) -> Path:
+    """The data set, with its images of validation in two folders, under the same names in each."""
+    root = Path(shutil.copytree(data.removeprefix("data_root="), tmp_path / "videos"))
+    for kind in ("images", "annotations"):
+        folder = root / kind / "validation"
+        for i, path in enumerate(sorted(folder.iterdir())):
+            target = folder / f"video_{'ab'[i % 2]}" / f"s{i // 2}{path.suffix}"
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+    return root
+
+
+FOUR = {f"video_{name}/s{i}.png" for name in "ab" for i in (0, 1)}
+
+
+def label_maps(folder: Path) -> dict[str, np.ndarray]:
+    return {str(path.relative_to(folder)): np.asarray(Image.open(path)) for path in folder.rglob("*.png")}
+
+
+def test_predictions_lie_in_folders_as_their_images_do(trained: Path, videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = (CONFIG, trained / "iter_4.pth", "--work-dir", tmp_path / "work", "--out", out)
+    output = run_small(TEST, *arguments, options=[f"data_root={videos}"])
+    found = label_maps(out)
+    assert found.keys() == FOUR
+    truth = label_maps(videos / "annotations/validation")
+    right = [(found[name] == truth[name])[truth[name] != 255] for name in FOUR]
+    accuracy = re.findall(r"aAcc: ([\d.]+)", output)[-1]
+    assert 100 * np.concatenate(right).mean() == pytest.approx(float(accuracy), abs=0.01)
+
+
+@pytest.mark.parametrize("way", ["--images", "--unlabelled", "--tta"])
+def test_images_without_labels_are_predicted(trained: Path, videos: Path, tmp_path: Path, way: str) -> None:
+    labelled, out = tmp_path / "labelled", tmp_path / "out"
+    tta = ["--tta"] if way == "--tta" else []
+    arguments = (CONFIG, trained / "iter_4.pth", "--work-dir", tmp_path / "work", *tta, "--out")
+    run_small(TEST, *arguments, labelled, options=[f"data_root={videos}"])
+    shutil.rmtree(videos / "annotations")
+    if way == "--unlabelled":
+        output = run_small(TEST, *arguments, out, way, options=[f"data_root={videos}"])
+    else:
+        output = run_small(TEST, *arguments, out, "--images", videos / "images/validation", options=[])
+    assert "mIoU: " not in output
+    expected, found = label_maps(labelled), label_maps(out)
+    assert found.keys() == expected.keys() == FOUR
+    assert all(np.array_equal(found[name], expected[name]) for name in FOUR)
+
+
+def test_images_of_one_name_and_several_kinds_are_not_written_over_each_other(
+    trained: Path, videos: Path, tmp_path: Path
+) -> None:
+    images = videos / "images/validation"
+    Image.open(images / "video_a/s0.jpg").save(images / "video_a/s0.PNG")
+    arguments = (CONFIG, trained / "iter_4.pth", "--out", tmp_path / "out", "--images", images)
+    output = run_small(TEST, *arguments, "--work-dir", tmp_path / "work", options=[], returncode=1)
+    assert re.search(
+        r"predictions for '\S+/video_a/s0\.(PNG|jpg)' and '\S+/video_a/s0\.(PNG|jpg)' would be one", output
+    )
+    assert not list(tmp_path.rglob("out/**/*.png"))
+
+
+@pytest.mark.parametrize(("images", "message"), [("nowhere", "is no folder"), ("empty", "holds no images")])
+def test_folder_without_images_is_an_error(tmp_path: Path, images: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=message):
+        call_tool(TEST, CONFIG, "c.pth", "--out", tmp_path / "out", "--images", tmp_path / images)
+
+
+@pytest.mark.parametrize("flag", [["--unlabelled"], ["--images", "folder"]])
+def test_predictions_without_scores_have_to_go_somewhere(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call_tool(TEST, CONFIG, "c.pth", *flag)
+    assert "give --out, --show or --show-dir" in capsys.readouterr().err
+
+
+def test_settings_that_do_not_agree_end_a_run_before_it_trains(data: str, tmp_path: Path) -> None:
+    options = [data, "val_evaluator.iou_metrics=[mDice]", "model.decode_head.in_channels=33"]
+    output = run_small(TRAIN, CONFIG, "--work-dir", tmp_path / "work", options=options, returncode=1)
+    assert "2 settings do not agree with others" in output and "Iter(train)" not in output
+    assert f"{SAVE_BEST}: 'mIoU' is none of the scores of val_evaluator: mDice, mAcc, aAcc" in output
+    assert "--cfg-options model.decode_head.in_channels=32" in output
+    cures = [shlex.split(found)[0] for found in re.findall(r"--cfg-options (\S+?)(?:;|$)", output, re.M)]
+    done = run_small(TRAIN, CONFIG, "--work-dir", tmp_path / "work", options=[*options, *cures])
+    assert "best_mDice_iter_4.pth" in done
+
+
+SAVE_BEST = "default_hooks.checkpoint.save_best"
+
+
+def test_unusual_settings_are_told_in_the_log(data: str, tmp_path: Path) -> None:
+    options = [data, "model.data_preprocessor.bgr_to_rgb=False", "param_scheduler.1.end=100"]
+    options += ["model.data_preprocessor.mean=[123.675,116.28,103.53]"]
+    output = run_small(TRAIN, CONFIG, "--work-dir", tmp_path / "work", options=options)
+    assert "param_scheduler.1.end: PolyLR ends at iteration 100, and training at 4 (train_cfg.max_iters)" in output
+    assert "model.data_preprocessor.bgr_to_rgb: False, and mean=(123.675, 116.28, 103.53) is in the order" in output
+    assert "Iter(train) [4/4]" in output
+
+
+def test_paths_and_names_are_taken_as_they_are_typed(data: str, trained: Path, tmp_path: Path) -> None:
+    root, work = tmp_path / "my  data (1), [a]='x'", tmp_path / "007 (2)"
+    root.symlink_to(data.removeprefix("data_root="))
+    options = [f"data_root={root}", "classes=cell (live),cell - dead"]
+    output = run_small(TEST, CONFIG, trained / "iter_4.pth", "--work-dir", work, options=options)
+    assert "| cell (live) |" in re.sub(" +", " ", output) and "| cell - dead |" in re.sub(" +", " ", output)
+    (config,) = work.glob("*/vis_data/config.py")
+    assert Config.fromfile(config).test_dataloader.dataset.data_root == str(root)

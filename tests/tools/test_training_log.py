@@ -1,14 +1,12 @@
 """What a training by tools/train.py leaves to be read: text, scalars, and TensorBoard's events."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers.small_run import CONFIG, OPTIONS, TRAIN, write_data_set
+from helpers.data_sets import write_photos
+from helpers.logs import log_of, scalars_of
+from helpers.small_run import CONFIG, TRAIN, run_small
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 LRS = {"lr", "base_lr", "backbone.lr", "decode_head+auxiliary_head.lr"}
@@ -17,28 +15,18 @@ LRS = {"lr", "base_lr", "backbone.lr", "decode_head+auxiliary_head.lr"}
 @pytest.fixture(scope="module")
 def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("log")
-    options = [*OPTIONS, f"data_root={write_data_set(folder / 'data')}", "vis_backends=TensorboardVisBackend"]
-    done = subprocess.run(
-        [sys.executable, TRAIN, CONFIG, "--work-dir", folder / "work", "--cfg-options", *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=290,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    options = [f"data_root={write_photos(folder / 'data')}", "vis_backends=TensorboardVisBackend"]
+    run_small(TRAIN, CONFIG, "--work-dir", folder / "work", options=options)
     return folder / "work"
 
 
 @pytest.fixture(scope="module")
 def scalars(work_dir: Path) -> list[dict[str, float]]:
-    (path,) = work_dir.glob("*/vis_data/scalars.json")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return scalars_of(work_dir)
 
 
 def test_text_log_tells_the_groups_once_and_progress_in_every_line(work_dir: Path) -> None:
-    (path,) = work_dir.glob("*/*.log")
-    log = path.read_text()
+    log = log_of(work_dir)
     lines = re.findall(r"Iter\(train\) \[(\d)/4\]  (.*)", log)
     assert [number for number, _ in lines] == ["1", "2", "3", "4"]
     for _, line in lines:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.fixtures import TinyClassifier
+from helpers.comparisons import assert_same, clone
+from helpers.nets import TinyClassifier
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -208,14 +209,14 @@ def test_raises_if_nothing_trains(tiny_classifier: nn.Module, make_runner: Calla
 
 
 def test_leaves_training_bit_identical(tiny_classifier: nn.Module, make_runner: Callable[..., Runner]) -> None:
-    start = {name: tensor.clone() for name, tensor in tiny_classifier.state_dict().items()}
+    start = clone(tiny_classifier.state_dict())
     results = []
     for hooks in ([], [APLAHook()]):
         tiny_classifier.load_state_dict(start)
         runner = make_runner(tiny_classifier, max_iters=3, custom_hooks=hooks)
         runner.train()
-        results.append({name: tensor.clone() for name, tensor in tiny_classifier.state_dict().items()})
-    assert all(torch.equal(results[0][name], results[1][name]) for name in start)
+        results.append(clone(tiny_classifier.state_dict()))
+    assert_same(*results)
     assert not torch.equal(results[0]["head.weight"], start["head.weight"])
 
 

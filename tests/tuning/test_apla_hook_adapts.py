@@ -1,14 +1,14 @@
 """APLAHook on models of mmseg, mmdet and mmpretrain: adapted, trained, saved, loaded by the plain model."""
 
 import copy
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
-from helpers.backbones import BACKBONES, SIZE, Noise, build, make_runner
-from helpers.small_run import ROOT
+from helpers.backbones import BACKBONES, SIZE, build, make_runner
+from helpers.comparisons import assert_same, changed_rows
+from helpers.data_sets import Noise
+from helpers.optional import needs
+from helpers.processes import run_ranks
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 
@@ -26,18 +26,8 @@ class Start(Hook):
 @pytest.fixture(params=BACKBONES, ids=lambda name: name.replace(" ", "-"))
 def family(request):
     scope, backbone, count = BACKBONES[request.param]
-    if scope != "mmseg":
-        pytest.importorskip(scope)
+    needs(scope)
     return scope, copy.deepcopy(backbone), count
-
-
-def changed_rows(before, after):
-    changed = {}
-    for key, tensor in after.items():
-        different = tensor != before[key]
-        if different.any():
-            changed[key] = different.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
-    return changed
 
 
 def load(model, state):
@@ -170,7 +160,7 @@ def test_testing_needs_no_adapting(tmp_path):
         dict(r=3),
         load_from=str(tmp_path / "iter_3.pth"),
         test_dataloader=dict(
-            dataset=Noise(),
+            dataset=Noise(size=SIZE),
             sampler=dict(type=DefaultSampler, shuffle=False),
             batch_size=4,
             collate_fn=dict(type="default_collate"),
@@ -187,39 +177,29 @@ def test_testing_needs_no_adapting(tmp_path):
 
 
 def test_two_processes_with_a_wrapped_model(tmp_path):
-    script = tmp_path / "ddp.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import sys
-        sys.path.insert(0, {str(ROOT / "tests")!r})
+    code = """
         import os, pathlib, torch
-        import apla_mm
-        import helpers.backbones as t
+        from helpers.backbones import BACKBONES, build, make_runner
         rank = os.environ["RANK"]
         torch.distributed.init_process_group("gloo")  # mmengine's own start wants a GPU
-        scope, backbone, _ = t.BACKBONES["mmseg ViT"]
-        model = t.build(scope, backbone)
-        runner = t.make_runner(
-            model, pathlib.Path({str(tmp_path)!r}) / "work", dict(r=3), launcher="pytorch",
+        scope, backbone, _ = BACKBONES["mmseg ViT"]
+        model = build(scope, backbone)
+        runner = make_runner(
+            model, pathlib.Path("work").absolute(), dict(r=3), launcher="pytorch",
             randomness=dict(seed=0),
             cfg=dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", device_ids=None)),
         )
         assert type(runner.model).__name__ == "MMDistributedDataParallel"
         runner.train()
         assert type(runner.model).__name__ == "MMDistributedDataParallel"
-        channels = {{n: m.channels for n, m in model.named_modules() if n.endswith("trained")}}
-        torch.save((model.state_dict(), channels), {str(tmp_path)!r} + f"/rank{{rank}}.pth")
-        """)
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (state, channels), (other, other_channels) = (torch.load(tmp_path / f"rank{r}.pth") for r in (0, 1))
+        channels = {n: m.channels for n, m in model.named_modules() if n.endswith("trained")}
+        torch.save((model.state_dict(), channels), f"rank{rank}.pth")
+    """
+    run_ranks(code, tmp_path)
+    (state, channels), other = (torch.load(tmp_path / f"rank{r}.pth") for r in (0, 1))
     assert len(channels) == 3
-    for name in channels:
-        assert torch.equal(channels[name], other_channels[name])
+    assert_same((state, channels), other)
     scope, backbone, _ = BACKBONES["mmseg ViT"]
-    assert all(torch.equal(state[key], other[key]) for key in state)
     assert changed_rows(build(scope, backbone).state_dict(), state)
 
 

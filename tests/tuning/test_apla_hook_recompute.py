@@ -3,6 +3,8 @@
 import pytest
 import torch
 from helpers.backbones import BACKBONES, SIZE, build, make_runner
+from helpers.comparisons import assert_same
+from helpers.optional import needs
 
 from apla_mm.measure import SavedTensors
 from apla_mm.method import adapt
@@ -11,8 +13,7 @@ from apla_mm.method.recompute import MODES, set_recompute
 
 def make(family: str) -> torch.nn.Module:
     scope, backbone, _ = BACKBONES[family]
-    if scope == "mmpretrain":
-        pytest.importorskip("mmpretrain")
+    needs(scope)
     model = build(scope, backbone).backbone
     model.train()
     return model
@@ -34,7 +35,7 @@ def test_gradients_are_equal_and_less_is_kept(family: str) -> None:
         sum(m.square().sum() for m in maps).backward()
         gradients[mode] = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     for mode in MODES[1:]:
-        assert all(torch.equal(gradient, gradients["none"][name]) for name, gradient in gradients[mode].items())
+        assert_same(gradients[mode], gradients["none"])
     assert sorted(kept, key=lambda mode: -kept[mode]) == list(MODES)
 
 
@@ -47,7 +48,7 @@ def test_hook_trains_to_the_same_weights(tmp_path) -> None:
         runner.train()
         states[mode] = model.state_dict()
     for mode in MODES[1:]:
-        assert all(torch.equal(tensor, states["none"][name]) for name, tensor in states[mode].items())
+        assert_same(states[mode], states["none"])
 
 
 def test_activation_checkpointing_of_mmengine_is_refused(tmp_path) -> None:

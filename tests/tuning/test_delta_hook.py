@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.comparisons import PARTS, assert_same, assert_same_checkpoint, clone
+from helpers.logs import log_of
+from helpers.nets import TinyClassifier
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.fileio import HTTPBackend
 from mmengine.hooks import Hook
@@ -83,26 +86,13 @@ def train(
     return runner
 
 
-def tensors(node: Any, path: str = "") -> dict[str, torch.Tensor]:
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    found = {name: t for key, child in children for name, t in tensors(child, f"{path}.{key}").items()}
-    return {path: node} if isinstance(node, torch.Tensor) else found
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Bit by bit, in any order."""
-    left, right = tensors(one), tensors(other)
-    assert left and left.keys() == right.keys()
-    assert [k for k in left if left[k].dtype != right[k].dtype or not torch.equal(left[k], right[k])] == []
-
-
 @pytest.fixture
-def fresh(tiny_classifier: nn.Module) -> Callable[[], nn.Module]:
+def fresh() -> Callable[[], nn.Module]:
     """Gives models with the same weights."""
 
     def make() -> nn.Module:
         torch.manual_seed(0)
-        return type(tiny_classifier)(apla=dict(r=8))
+        return TinyClassifier(apla=dict(r=8))
 
     return make
 
@@ -132,10 +122,7 @@ def test_each_delta_reads_as_its_checkpoint_which_is_that_of_a_run_without_delta
     for name in checkpoints(whole):
         full, saved = read_checkpoint(whole / f"{name}.pth"), read_checkpoint(folder / f"{name}.pth")
         assert saved.keys() == full.keys()
-        for part in ("state_dict", "ema_state_dict", "optimizer"):
-            if part in full:
-                assert_same(full[part], saved[part])
-        assert full.get("param_schedulers") == saved.get("param_schedulers")
+        assert_same_checkpoint(full, saved, tuple(part for part in PARTS if part in full))
         assert saved["meta"].keys() - full["meta"].keys() == {"apla_mm_base"}
         assert saved["meta"]["apla_mm_base"] == base.name
         assert saved["state_dict"]._metadata == full["state_dict"]._metadata
@@ -167,7 +154,7 @@ def test_deltas_hold_the_ema(
     runner = train(make_runner, fresh(), tmp_path / "work")
     (ema,) = (hook for hook in runner.hooks if type(hook).__name__ == "EMAHook")
     delta = read_checkpoint(tmp_path / "work/iter_4.delta.safetensors")["state_dict"]
-    assert_same(dict(ema.ema_model.module.state_dict()), delta)
+    assert_same(ema.ema_model.module.state_dict(), delta)
     assert not torch.equal(runner.model.state_dict()["head.weight"], delta["head.weight"])
 
 
@@ -197,13 +184,11 @@ def test_resumed_run_gives_the_weights_of_one_that_was_never_cut(
     second = first if place != "elsewhere" else tmp_path / "second"
     monkeypatch.setenv("APLA_MM_BASES", "")  # as in a new process
     torch.manual_seed(5)  # other random weights, and nothing of them may stay
-    other = type(fresh())(apla=dict(r=8))
+    other = TinyClassifier(apla=dict(r=8))
     resumed = dict(resume=True, load_from=None if second == first else str(first / "iter_2.pth"))
     train(make_runner, other, second, delta=delta, **resumed)
-    full, read = read_checkpoint(whole / "iter_4.pth"), read_checkpoint(second / "iter_4.pth")
-    for part in ("state_dict", "ema_state_dict", "optimizer"):
-        assert_same(full[part], read[part])
-    assert full["param_schedulers"] == read["param_schedulers"]
+    full = read_checkpoint(whole / "iter_4.pth")
+    assert_same_checkpoint(full, second / "iter_4.pth")
     assert_same(full["state_dict"], read_checkpoint(second / "iter_4.delta.safetensors")["state_dict"])
     names = {path.name for path in tmp_path.rglob("base-*.safetensors")}
     assert len(names) == 1
@@ -218,16 +203,15 @@ def test_run_goes_on_without_deltas(
     (base,) = cut.glob("base-*")
     base.unlink()  # which a run without deltas does not need
     train(make_runner, fresh(), cut, delta=None, resume=True)
-    full, read = read_checkpoint(whole / "iter_4.pth"), read_checkpoint(cut / "iter_4.pth")
-    for part in ("state_dict", "ema_state_dict", "optimizer"):
-        assert_same(full[part], read[part])
+    read = read_checkpoint(cut / "iter_4.pth")
+    assert_same_checkpoint(whole / "iter_4.pth", read)
     assert deltas(cut)[-1] == "iter_2" and "apla_mm_base" not in read["meta"]
 
 
 def test_base_holds_the_weights_that_training_began_with_whatever_was_resumed(
     fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
 ) -> None:
-    begin = {name: tensor.clone() for name, tensor in fresh().state_dict().items()}
+    begin = clone(fresh().state_dict())
     begin["backbone.vit.pos_embed"] += 1  # of load_from, not of the model that was built
     torch.save(dict(state_dict=begin), tmp_path / "begin.pth")
     work = tmp_path / "work"
@@ -257,7 +241,7 @@ def test_deltas_are_removed_with_their_checkpoints(
 def test_header_tells_what_was_trained_and_how_well(
     fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], tmp_path: Path
 ) -> None:
-    plain = type(fresh())()
+    plain = TinyClassifier()
     train(make_runner, plain, tmp_path / "work", apla=dict(r=4, seed=7, blocks=[0], train_norm=True))
     header = load_delta(tmp_path / "work/iter_3.delta.safetensors").header
     assert (header.r, header.seed, header.iteration, header.metrics) == (4, 7, 3, {})
@@ -292,8 +276,7 @@ def test_what_is_frozen_and_moves_nevertheless_is_saved_whole(
     for name, hook in (("without", None), ("with", DELTA)):
         train(make_runner, fresh(), tmp_path / name, hooks=(Moves(),), apla=dict(prove=False), delta=hook)
         read.append(read_checkpoint(tmp_path / name / "iter_4.pth"))
-    for part in ("state_dict", "ema_state_dict"):
-        assert_same(read[0][part], read[1][part])
+    assert_same_checkpoint(*read, ("state_dict", "ema_state_dict"))
     assert_same(read[0]["state_dict"], read_checkpoint(tmp_path / "with/iter_4.delta.safetensors")["state_dict"])
     delta = load_delta(tmp_path / "with/iter_4.delta.safetensors")
     moved = {"idle.weight", *(f"backbone.vit.blocks.1.attn.proj.{kind}" for kind in ("weight", "bias"))}
@@ -369,7 +352,7 @@ def test_run_in_which_what_is_frozen_has_moved_is_resumed(
     read = [read_checkpoint(tmp_path / work / "iter_4.pth") for work in ("whole", "work")]
     assert_same(read[0]["state_dict"], read[1]["state_dict"])
     assert_same(read[1]["state_dict"], read_checkpoint(tmp_path / "work/iter_4.delta.safetensors")["state_dict"])
-    log = "".join(path.read_text() for path in (tmp_path / "work").glob("*/*.log"))
+    log = log_of(tmp_path / "work")
     assert re.search(
         r"1 of \d+ tensors that do not train are not those of the base .* saved whole: 'idle\.weight'", log
     )
@@ -433,7 +416,7 @@ def test_run_that_only_validates_finds_the_base_where_its_hook_has_it(
     metric = Score()
     metric.scores = [1.0]
     runner = make_runner(
-        type(fresh())(),
+        TinyClassifier(),
         load_from=str(path),
         custom_hooks=[delta],
         val_dataloader=DataLoader([dict(inputs=torch.zeros(3, 32, 32), labels=0)]),
@@ -441,7 +424,7 @@ def test_run_that_only_validates_finds_the_base_where_its_hook_has_it(
         val_evaluator=Evaluator(metric),
     )
     runner.val()
-    assert_same(dict(runner.model.state_dict()), expected)
+    assert_same(runner.model.state_dict(), expected)
     assert os.environ["APLA_MM_BASES"].split(os.pathsep) == [str(tmp_path / "store"), str(tmp_path / "others")]
     assert checkpoints(tmp_path / "work")[-1] == deltas(tmp_path / "work")[-1] == "iter_2"
 
@@ -470,7 +453,7 @@ def test_metainfo_comes_back_as_it_was(
     read = read_checkpoint(tmp_path / "iter_2.delta.safetensors")["meta"]
     assert read["dataset_meta"] == {**meta, "array": [0, 1]} and read["iter"] == 2
     assert type(read["dataset_meta"]["palette"][0]) is tuple
-    log = "".join(path.read_text() for path in tmp_path.glob("*/*.log"))
+    log = log_of(tmp_path)
     assert "a delta cannot hold 'odd' of the checkpoint's meta" in log
 
 
@@ -489,13 +472,13 @@ def test_delta_of_another_model_is_refused_and_nothing_loaded(
     else:
         model.extra = nn.Linear(2, 2)
         message = r"it lacks 'extra\.bias', 'extra\.weight'"
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    before = clone(model.state_dict())
     with pytest.raises(DeltaError, match=rf"{name}' is not of this model, and nothing was loaded: .*{message}"):
         load_checkpoint(model, str(cut / name))
     if difference == "classes":
         with pytest.raises(DeltaError, match=message):
             make_runner(model, load_from=str(cut / name)).train()
-    assert_same(before, dict(model.state_dict()))
+    assert_same(before, model.state_dict())
 
 
 def test_delta_is_loaded_into_a_model_that_lacks_some_of_it(fresh: Callable[[], nn.Module], cut: Path) -> None:
@@ -503,7 +486,7 @@ def test_delta_is_loaded_into_a_model_that_lacks_some_of_it(fresh: Callable[[], 
     expected = read_checkpoint(cut / "iter_2.delta.safetensors")["state_dict"]
     del model.idle
     load_checkpoint(model, str(cut / "iter_2.delta.safetensors"))
-    assert_same(dict(model.state_dict()), {k: v for k, v in expected.items() if not k.startswith("idle")})
+    assert_same(model.state_dict(), {k: v for k, v in expected.items() if not k.startswith("idle")})
 
 
 def test_weights_on_a_gpu_are_saved_from_there() -> None:
@@ -542,9 +525,9 @@ def test_training_begins_with_the_weights_of_a_delta(
     fresh: Callable[[], nn.Module], make_runner: Callable[..., Runner], cut: Path, name: str
 ) -> None:
     torch.manual_seed(5)
-    runner = make_runner(type(fresh())(apla=dict(r=8)), load_from=str(cut / name))
+    runner = make_runner(TinyClassifier(apla=dict(r=8)), load_from=str(cut / name))
     runner.load_or_resume()
-    assert_same(dict(runner.model.state_dict()), read_checkpoint(cut / "iter_2.delta.safetensors")["state_dict"])
+    assert_same(runner.model.state_dict(), read_checkpoint(cut / "iter_2.delta.safetensors")["state_dict"])
 
 
 def test_another_checkpoint_hook_is_refused(

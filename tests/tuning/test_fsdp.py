@@ -1,6 +1,5 @@
 """FlexibleRunner with FSDP in two processes, against Runner in one."""
 
-import os
 import uuid
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,62 +8,44 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from helpers import ROOT
+from helpers.comparisons import assert_same_checkpoint, changed_rows, clone
+from helpers.data_sets import Noise
+from helpers.logs import log_of
+from helpers.nets import TinyClassifier
+from helpers.processes import in_group
 from mmengine._strategy import DeepSpeedStrategy
 from mmengine.config import Config
-from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
-from torch import Tensor, distributed, nn
+from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.utils.data import Dataset
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
-from apla_mm.models import APLAViT
 from apla_mm.options.launching import join_processes, prepare_launch
 from apla_mm.tuning.fsdp import check_strategy
 
-STRATEGY = Path(__file__).parents[2] / "configs/_base_/strategies/fsdp.py"
+STRATEGY = ROOT / "configs/_base_/strategies/fsdp.py"
 NOT_ADAPTED_HERE = [dict(type="APLAHook", r=8)]
 
 
-@DATASETS.register_module()
-class Noise(Dataset):
-    """Sixteen images of nothing."""
-
-    def __len__(self) -> int:
-        return 16
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return dict(inputs=torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(i)), labels=i % 3)
+DATASETS.register_module(module=Noise)
 
 
 @MODELS.register_module()
-class ShardedClassifier(BaseModel):
-    """Two blocks of a ViT and a linear head."""
+class ShardedClassifier(TinyClassifier):
+    """With the same weights in every process."""
 
     def __init__(self, apla: dict[str, Any] | None) -> None:
-        super().__init__()
         torch.manual_seed(0)
-        self.backbone = APLAViT(
-            "vit_tiny_patch16_224",
-            pretrained=False,
-            img_size=32,
-            model_kwargs=dict(depth=2, embed_dim=32, num_heads=2),
-            apla=apla,
-        )
-        self.head = nn.Linear(32, 3)
-
-    def forward(self, inputs: Tensor, labels: Tensor, mode: str = "tensor") -> Any:
-        logits = self.head(self.backbone(inputs)[-1].mean((2, 3)))
-        return dict(loss=F.cross_entropy(logits, labels)) if mode == "loss" else logits
+        super().__init__(apla=apla)
 
 
 def make_config(work_dir: Path, launcher: str, processes: int, fsdp: bool = True, **settings: Any) -> Config:
     loader = dict(
         batch_size=4 // processes,
         num_workers=0,
-        dataset=dict(type="Noise"),
+        dataset=dict(type="Noise", count=16),
         sampler=dict(type="DefaultSampler", shuffle=False),
         collate_fn=dict(type="default_collate"),
     )
@@ -101,12 +82,8 @@ def error_of(cfg: Config) -> str:
     return str(error.value)
 
 
-def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    # a store of its own: join_processes takes a group that is there
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    runner = RUNNERS.build(make_config(folder / "whole", "pytorch", 2))
+def work(rank: int, folder: Path) -> dict[str, Any]:
+    runner = RUNNERS.build(make_config(folder / "whole", "pytorch", 2))  # join_processes takes the group that is there
     runner.train()
     frozen = [p for p in runner.model.parameters() if not p.requires_grad]
     units = sum(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules())
@@ -120,9 +97,7 @@ def work(rank: int, folder: Path) -> None:
     stock = make_config(folder / "e", "pytorch", 2)
     stock.strategy = dict(type="FSDPStrategy", model_wrapper=dict(type="OnCPU"))
     results["stock"] = error_of(stock)
-    torch.save(results, folder / f"rank{rank}.pth")
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return results
 
 
 def register_stock_wrapper() -> None:
@@ -141,13 +116,20 @@ register_stock_wrapper()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have trained."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """Where two processes have trained, and what each tells of it."""
     folder = tmp_path_factory.mktemp("fsdp_runner")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-        torch.multiprocessing.spawn(work, (folder,), nprocs=2)
-    return folder
+    return folder, in_group(work, folder, folder)
+
+
+@pytest.fixture(scope="module")
+def folder(runs: tuple[Path, list[dict[str, Any]]]) -> Path:
+    return runs[0]
+
+
+@pytest.fixture(scope="module")
+def results(runs: tuple[Path, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return runs[1]
 
 
 @pytest.fixture(scope="module")
@@ -157,42 +139,28 @@ def alone(folder: Path) -> dict[str, Any]:
     return read_checkpoint(folder / "alone/iter_4.pth")
 
 
-def results_of(folder: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
-
-
-def log_of(folder: Path) -> str:
-    return "".join(path.read_text() for path in folder.glob("*/*.log"))
-
-
-def assert_same_checkpoint(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
-    assert list(one["state_dict"]) == list(other["state_dict"])
-    for key, tensor in one["state_dict"].items():
-        torch.testing.assert_close(tensor, other["state_dict"][key], rtol=0, atol=tolerance)
-    assert one["optimizer"]["param_groups"] == other["optimizer"]["param_groups"]
-    for i, state in one["optimizer"]["state"].items():
-        for name, tensor in state.items():
-            torch.testing.assert_close(tensor, other["optimizer"]["state"][i][name], rtol=0, atol=tolerance)
-    assert one["meta"]["iter"] == other["meta"]["iter"] == 4
+def compare(one: dict[str, Any], other: dict[str, Any], tolerance: float = 0.0) -> None:
+    assert_same_checkpoint(one, other, ("state_dict", "optimizer"), tolerance=tolerance, ordered=True)
+    assert one["meta"]["iter"] == 4
 
 
 def test_two_processes_that_shard_save_what_one_alone_saves(folder: Path, alone: dict[str, Any]) -> None:
     saved = read_checkpoint(folder / "whole/iter_4.pth")
-    assert_same_checkpoint(saved, alone, 1e-6)
+    compare(saved, alone, 1e-6)
     plain = ShardedClassifier(apla=None)
-    before = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
+    before = clone(plain.state_dict())
     plain.load_state_dict(saved["state_dict"])
-    moved = {key.rpartition(".")[0] for key, t in plain.state_dict().items() if not torch.equal(t, before[key])}
+    moved = {key.rpartition(".")[0] for key in changed_rows(before, plain.state_dict())}
     assert moved == {"head", *(f"backbone.vit.blocks.{i}.attn.proj" for i in range(2))}
 
 
-def test_each_process_holds_half(folder: Path) -> None:
+def test_each_process_holds_half(results: list[dict[str, Any]]) -> None:
     model = ShardedClassifier(apla=dict(r=8))
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    held = [result["held"] for result in results_of(folder)]
+    held = [result["held"] for result in results]
     assert sum(held) == frozen and max(held) <= frozen / 2 + 64
-    assert {result["units"] for result in results_of(folder)} == {3}  # both blocks, and the rest
-    assert {result["wrapper"] for result in results_of(folder)} == {"APLAFullyShardedDataParallel"}
+    assert {result["units"] for result in results} == {3}  # both blocks, and the rest
+    assert {result["wrapper"] for result in results} == {"APLAFullyShardedDataParallel"}
 
 
 def test_the_hook_logs_and_proves(folder: Path) -> None:
@@ -203,16 +171,14 @@ def test_the_hook_logs_and_proves(folder: Path) -> None:
 
 
 def test_two_processes_go_on_from_a_checkpoint_as_if_never_stopped(folder: Path) -> None:
-    assert_same_checkpoint(
-        read_checkpoint(folder / "resumed/iter_4.pth"), read_checkpoint(folder / "whole/iter_4.pth"), 0
-    )
+    compare(read_checkpoint(folder / "resumed/iter_4.pth"), read_checkpoint(folder / "whole/iter_4.pth"))
 
 
 def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, tmp_path: Path) -> None:
     cfg = make_config(tmp_path, "none", 1, resume=True, load_from=f"{folder}/whole/iter_2.pth")
     RUNNERS.build(cfg).train()
     assert "resuming with other settings, as allowed:" in log_of(tmp_path)
-    assert_same_checkpoint(read_checkpoint(tmp_path / "iter_4.pth"), read_checkpoint(folder / "whole/iter_4.pth"), 1e-6)
+    compare(read_checkpoint(tmp_path / "iter_4.pth"), read_checkpoint(folder / "whole/iter_4.pth"), 1e-6)
 
 
 def test_other_channels_are_not_resumed(folder: Path, tmp_path: Path) -> None:
@@ -222,21 +188,21 @@ def test_other_channels_are_not_resumed(folder: Path, tmp_path: Path) -> None:
         RUNNERS.build(cfg).train()
 
 
-def test_hook_that_would_adapt_is_an_error(folder: Path) -> None:
-    for result in results_of(folder):
+def test_hook_that_would_adapt_is_an_error(results: list[dict[str, Any]]) -> None:
+    for result in results:
         assert result["adapting"].startswith("APLAHook adapts nothing under FlexibleRunner")
         assert "apla=dict(r=64)" in result["adapting"]
 
 
-def test_stock_strategy_is_an_error(folder: Path) -> None:
-    for result in results_of(folder):
+def test_stock_strategy_is_an_error(results: list[dict[str, Any]]) -> None:
+    for result in results:
         assert result["stock"].startswith("OnCPU shards what trains") and "APLAFSDPStrategy" in result["stock"]
 
 
 def test_ddp_under_flexible_runner_trains_the_same_without_a_gpu(folder: Path) -> None:
     saved = read_checkpoint(folder / "ddp/iter_4.pth")
     saved["state_dict"] = {key.removeprefix("module."): t for key, t in saved["state_dict"].items()}  # as mmengine does
-    assert_same_checkpoint(saved, read_checkpoint(folder / "whole/iter_4.pth"), 1e-7)
+    compare(saved, read_checkpoint(folder / "whole/iter_4.pth"), 1e-7)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

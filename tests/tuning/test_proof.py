@@ -1,5 +1,5 @@
-import timm
 import torch
+from helpers.nets import tiny_vit
 from torch import nn
 
 from apla_mm.method import adapt
@@ -7,7 +7,7 @@ from apla_mm.tuning.proof import trained_and_frozen_digests
 
 
 def test_trained_and_frozen_are_told_apart_to_the_row():
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=1, num_heads=2, num_classes=0)
+    vit = tiny_vit(depth=1, num_classes=0)
     model = nn.ModuleDict({"backbone": vit, "norm": nn.BatchNorm1d(4), "frozen_norm": nn.BatchNorm1d(4)})
     report = adapt(vit, r=3)
     model["frozen_norm"].requires_grad_(False)

@@ -1,4 +1,4 @@
-import timm
+from helpers.nets import tiny_vit
 from torch import nn
 
 from apla_mm.method import adapt
@@ -6,7 +6,7 @@ from apla_mm.tuning.trainable import TrainableRow, format_trainable, trainable_t
 
 
 def make_model():
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+    vit = tiny_vit(num_classes=0)
     return nn.ModuleDict({"backbone": vit, "head": nn.Linear(32, 4)})
 
 

@@ -5,7 +5,8 @@ python tools/model_converters/import_apla.py authors.pth delta.safetensors --to 
     --base-prefix backbone.
 Give the base wherever you have it: with it the frozen channels are checked to be its own, which shows 'inds' that are
 not those of the weights. In the authors' code 'inds' are drawn when the model is built and not always restored by
-loading; a checkpoint whose 'inds' are missing or do not fit is refused.
+loading; a checkpoint whose 'inds' are missing or do not fit is refused. Where projections trained in full
+(partial_size: full), they are plain already. Of a student and a teacher --part takes one.
 """
 
 import argparse
@@ -15,7 +16,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from apla_mm.convert.authors import check_not_resumed, plain_state
+from apla_mm.convert.authors import (
+    check_full,
+    check_not_resumed,
+    full_projections,
+    full_state,
+    plain_state,
+    read_authors,
+)
 from apla_mm.convert.files import check_output, check_suffix, said_by_tool, write_checkpoint
 from apla_mm.convert.full_checkpoint import delta_of
 from apla_mm.delta import save_delta
@@ -32,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--to", choices=["plain", "delta"], default="plain", help="what to write (default: plain)")
     parser.add_argument("--base", type=Path, help="weights before training; a delta needs them")
     parser.add_argument("--base-prefix", default="", help="what the checkpoint's names have before the base's")
+    parser.add_argument("--part", choices=["student", "teacher"], help="which model, where the checkpoint holds both")
     parser.add_argument("--inds", type=Path, metavar="FILE.json", help="the file that training was given as inds_path")
     parser.add_argument(
         "--rename",
@@ -67,20 +76,29 @@ def main() -> None:
     args = parse_args()
     check_suffix(args.out)
     check_output(args.out, args.force)
-    weights = read_weights(args.checkpoint)
+    weights = read_authors(args.checkpoint, args.part)
     inds = load_channels(args.inds) if args.inds else None
     try:
-        state, channels = plain_state(weights.state, inds)
+        full = full_state(weights)
+        if full is not None and inds is not None:
+            raise ValueError("its projections trained in full, and nothing reads --inds: leave it out")
+        state, channels = plain_state(weights.state, inds) if full is None else (full, {})
     except ValueError as error:
         raise ValueError(f"'{args.checkpoint}': {error}") from error
     plain = all_renamed(state, *args.rename)
-    done = f"{args.out}: {len(plain)} tensors, {len(channels)} projections put together"
+    whole = None if full is None else f"{len(full_projections(full))} projections, trained in full"
+    projections = whole or f"{len(channels)} projections put together"
+    done = f"{args.out}: {len(plain)} tensors, {projections}"
     if args.base is None:
         write_checkpoint(args.out, plain, {})
         print(f"{done}; not checked against a base: see --base")
         return
     base = read_weights(args.base).state
-    known = inds is not None or check_not_resumed(weights, base, args.base_prefix)
+    known = True
+    if full is not None:
+        check_full(full, base, args.base_prefix)
+    elif inds is None:
+        known = check_not_resumed(weights, base, args.base_prefix)
     iterations = weights.rest.get("iters")
     delta, tensors = delta_of(
         Weights(plain, dict(meta=dict(iter=iterations) if isinstance(iterations, int) else {})),
@@ -92,15 +110,16 @@ def main() -> None:
         delta.check(allow_nonfinite=args.allow_nonfinite)  # before its base is written
         path = save_base(tensors, args.out.parent / "bases")
         save_delta(delta, args.out, allow_nonfinite=args.allow_nonfinite)
-        print(f"{args.out}: channels of {len(channels)} projections, base in {path}")
+        print(f"{args.out}: {whole or f'channels of {len(channels)} projections'}, base in {path}")
     else:
         write_checkpoint(args.out, plain, {})
-        print(f"{done}; its frozen channels are the base's")
+        print(f"{done}; {'what was frozen is' if whole else 'its frozen channels are'} the base's")
     if not known:
         print(
-            "Whether the run that saved it had been resumed is not known, as the checkpoint does not hold what it "
-            "started from ('original_state'). If it had been, the authors' code trained other channels than its 'inds' "
-            "say, and the trained channels are in wrong places: compare its scores with the authors'."
+            "Whether the run that saved it had been resumed is not known, as the checkpoint holds neither its settings "
+            "('parameters') nor what it started from ('original_state'). If it had been, the authors' code trained "
+            "other channels than its 'inds' say, and the trained channels are in wrong places: compare its scores with "
+            "the authors'."
         )
 
 

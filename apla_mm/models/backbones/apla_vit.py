@@ -1,8 +1,8 @@
 """A plain ViT of timm as a backbone for dense prediction, adapted by APLA."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...method import Report, adapt, find_projections
-from .pretrained import read_pretrained
-from .windows import check_windows, windowed_intermediates
+from .pretrained import Source, read_pretrained
+from .timm_keys import misfit
+from .token_grid import blocks_of_vit, token_grid
+from .windows import check_windows, check_windows_fit, windowed_intermediates
 
 
 class APLAViT(nn.Module):
@@ -20,7 +22,13 @@ class APLAViT(nn.Module):
 
     Of an image of H x W pixels it gives maps of ceil(H / p) x ceil(W / p), p being the patch size: the image is
     padded at its right and lower edge with zeros (the mean colour after normalisation) up to a multiple of p, and the
-    position embedding is resampled to that grid.
+    position embedding is resampled to that grid. p is the stride of all that comes before the blocks, as of ViTs with
+    convolutions there. That the maps are such is tried when the model is built, and it is an error if they are not:
+    with pooling between blocks, say, or several stages.
+
+    Tables of relative positions (BEiT, ``vit_relpos_*``), and CaiT's and ConViT's positions, belong to images of one
+    size: that of ``img_size``, which the padded image must have (see :attr:`img_size`). A sliding window of that size
+    takes any image.
 
     The timm model is the attribute ``vit`` and its state dict is that of
     ``timm.create_model(model_name, num_classes=0, ...)``, before, during and after training. Blocks behind the last
@@ -31,14 +39,20 @@ class APLAViT(nn.Module):
 
     Args:
         model_name: A timm ViT, such as ``'vit_base_patch16_384.augreg_in21k_ft_in1k'``: plain, DeiT, DINOv2, DINOv3,
-            with register tokens, EVA.
+            with register tokens, EVA, with convolutions before the blocks (hybrids, ViTamin), SAM, BEiT, NaFlexViT,
+            Qwen3's, DeepSeek's, CaiT, XCiT.
         out_indices: Blocks whose outputs become feature maps; negative ones count from the end.
-        pretrained: True for timm's weights of that name, a path to a ``.safetensors`` or ``.pth`` file with timm's or
-            the original DINOv2's keys, or False for random weights.
-        img_size: Image size, int or (H, W), that the position embedding is stored for; timm's default if None.
-        norm: Apply the model's final norm to each map, as is usual with DINOv2.
+        pretrained: True for timm's weights of that name, False for random weights, or a file: ``.safetensors``, a
+            checkpoint of torch with timm's, DINOv2's or CLIP's keys, or ``.npz`` of Google's ViTs. What in it is the
+            backbone is found out: dicts around it (``state_dict``, ``teacher``), prefixes (``module.``, ``encoder.``)
+            and decoders and heads beside it are taken off. Of weights and their EMA the EMA is taken; where else
+            several networks fit, as a student and a teacher, the error lists them, and a dict takes one:
+            ``dict(checkpoint='dino.pth', key='teacher', prefix='backbone.')``, both of which may be left out.
+        img_size: Image size, int or (H, W), that positions are stored for; timm's default if None.
+        norm: Apply the model's final norm to each map, as is usual with DINOv2; of SAM the neck.
         window_size: Side, in tokens, of the windows that blocks attend in, as in ViTDet (arXiv 2203.16527), for large
-            images; None for attention over the whole image. Blocks keep their weights either way.
+            images; None for attention over the whole image. Blocks keep their weights either way. For timm's
+            ``VisionTransformer`` and ``Eva``.
         global_blocks: With ``window_size``, the blocks that attend to the whole image.
         apla: Arguments of :func:`apla_mm.adapt`, such as ``dict(r=64, seed=0)``; None trains all weights.
         frozen: Train nothing of the backbone (head-only). Not together with ``apla``.
@@ -48,14 +62,15 @@ class APLAViT(nn.Module):
     Attributes:
         report: What :func:`apla_mm.adapt` did; None without ``apla``.
         embed_dims: Channels of each map.
-        patch_size: (height, width) of a patch in pixels.
+        patch_size: (height, width) in pixels of what becomes one value of a map.
+        img_size: The only (height, width) of padded images, for a model that takes one; else None.
     """
 
     def __init__(
         self,
         model_name: str,
         out_indices: Sequence[int] = (-1,),
-        pretrained: bool | str | Path = True,
+        pretrained: bool | str | Path | Mapping[str, Any] = True,
         img_size: int | tuple[int, int] | None = None,
         norm: bool = False,
         window_size: int | None = None,
@@ -71,28 +86,40 @@ class APLAViT(nn.Module):
         if frozen and apla is not None:
             raise ValueError("frozen=True trains nothing and apla=... trains W_O: give one of them")
         self.model_name = model_name
+        if not isinstance(pretrained, bool):
+            Source.of(pretrained)  # refused now, not once the data are read
         self.pretrained = pretrained
         self.norm = norm
         self._model_kwargs = dict(model_kwargs or {}, num_classes=0)
         if img_size is not None:
             self._model_kwargs["img_size"] = img_size if isinstance(img_size, int) else tuple(img_size)
         self.vit: Any = _create_vit(model_name, **self._model_kwargs)
-        self.out_indices = _resolve_indices(out_indices, len(self.vit.blocks))
+        depth = len(blocks_of_vit(self.vit))
+        self.out_indices = _resolve_indices(out_indices, depth)
         if window_size is not None:
-            check_windows(len(self.vit.blocks), window_size, global_blocks)
+            check_windows_fit(self.vit)
+            check_windows(depth, window_size, global_blocks)
         elif global_blocks:
             raise ValueError("global_blocks are told from blocks with windows: give window_size too")
         self.window_size, self.global_blocks = window_size, frozenset(global_blocks)
-        self.patch_size: tuple[int, int] = tuple(self.vit.patch_embed.patch_size)
-        self.embed_dims: int = self.vit.embed_dim
+        try:
+            grid = token_grid(self.vit, self.out_indices, norm)
+        except ValueError as error:
+            raise ValueError(f"APLAViT cannot take '{model_name}', a {type(self.vit).__name__}: {error}") from error
+        self.patch_size, self.img_size, self.embed_dims = grid.patch_size, grid.img_size, grid.channels
+        self._why_one_size = grid.why
         self._has_weights = pretrained is False
 
-        self._freeze_unused()
+        for name, parameter in self.vit.named_parameters():
+            if name not in grid.used:
+                parameter.requires_grad_(False)
         self.report: Report | None = None
         if frozen:
             self.vit.requires_grad_(False)
         elif apla is not None:
-            self.report = adapt(self.vit, **{"blocks": self._used_blocks(), **apla})
+            found = find_projections(self.vit, apla.get("attentions"))
+            used = [i for i, projection in enumerate(found) if f"{projection.name}.weight" in grid.used]
+            self.report = adapt(self.vit, **{"blocks": used, **apla})
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
@@ -102,6 +129,10 @@ class APLAViT(nn.Module):
 
         Returns:
             One map (B, embed_dims, ceil(H / p), ceil(W / p)) for each of ``out_indices``.
+
+        Raises:
+            RuntimeError: There are no weights yet.
+            ValueError: The padded images are not of the only size that the model takes.
         """
         if not self._has_weights:
             raise RuntimeError(
@@ -112,6 +143,13 @@ class APLAViT(nn.Module):
         pad_h, pad_w = -height % self.patch_size[0], -width % self.patch_size[1]
         if pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
+        if self.img_size is not None and tuple(x.shape[-2:]) != self.img_size:
+            raise ValueError(
+                f"images of {height} x {width}, padded to {x.shape[-2]} x {x.shape[-1]}, are not of the only size that "
+                f"'{self.model_name}' takes, {self.img_size[0]} x {self.img_size[1]}: a table of positions belongs to "
+                "one size; give img_size=..., or crop, resize or slide to it. It does not run on images "
+                f"{self._why_one_size}"
+            )
         if self.window_size is not None:
             return tuple(
                 windowed_intermediates(self.vit, x, self.out_indices, self.norm, self.window_size, self.global_blocks)
@@ -141,24 +179,14 @@ class APLAViT(nn.Module):
                     "network and give pretrained='<path>', or pretrained=False for random weights"
                 ) from error
         else:
-            source = f"pretrained='{self.pretrained}'"
-            state = _to_timm_keys(read_pretrained(self.pretrained), self.vit)
+            named = Source.of(self.pretrained)
+            source = str(named)
+            state = read_pretrained(
+                named, self.vit, lambda: _create_vit(self.model_name, **self._model_kwargs), self.model_name
+            )
         _check_fit(state, self.vit, source, self.model_name)
         self.vit.load_state_dict(state)
         self._has_weights = True
-
-    def _used_blocks(self) -> list[int]:
-        """Positions of those attentions that an output depends on."""
-        last = max(self.out_indices)
-        names = [projection.name for projection in find_projections(self.vit)]
-        return [i for i, name in enumerate(names) if not name.startswith("blocks.") or int(name.split(".")[1]) <= last]
-
-    def _freeze_unused(self) -> None:
-        unused: list[nn.Module] = list(self.vit.blocks[max(self.out_indices) + 1 :])
-        unused += [self.vit.norm] if not self.norm else []
-        unused += [module for name in ("fc_norm", "head") if (module := getattr(self.vit, name, None)) is not None]
-        for module in unused:
-            module.requires_grad_(False)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -170,15 +198,26 @@ def _create_vit(model_name: str, **kwargs: Any) -> Any:
     if model_name.split(".")[0] not in timm.list_models():
         raise ValueError(f"timm {timm.__version__} has no model '{model_name}'; timm.list_models('*vit*') lists ViTs")
     try:
-        vit: Any = timm.create_model(model_name, dynamic_img_size=True, **kwargs)
+        vit = _create_for_any_size(model_name, **kwargs)
     except TypeError as error:
-        raise ValueError(
-            f"'{model_name}' cannot be made for images of any size with {kwargs} ({error}): take a timm ViT"
-        ) from error
-    if not (hasattr(vit, "blocks") and hasattr(vit, "forward_intermediates")):
-        raise ValueError(f"'{model_name}' is a {type(vit).__name__}, not a ViT: APLAViT needs a sequence of blocks")
-    vit.reset_classifier(0, "")  # drops an attention pooling head; no feature map passes it
+        raise ValueError(f"'{model_name}' cannot be made with {kwargs}: {error}") from error
+    try:
+        blocks_of_vit(vit)
+    except ValueError as error:
+        raise ValueError(f"APLAViT cannot take '{model_name}': {error}") from error
+    if hasattr(vit, "reset_classifier"):
+        with suppress(AssertionError):  # of one that has to pool
+            vit.reset_classifier(0, "")  # drops an attention pooling head; no feature map passes it
     return vit
+
+
+def _create_for_any_size(model_name: str, **kwargs: Any) -> Any:
+    try:
+        return timm.create_model(model_name, dynamic_img_size=True, **kwargs)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+    return timm.create_model(model_name, **kwargs)  # one that takes any size by itself, or one size
 
 
 def _resolve_indices(out_indices: Sequence[int], depth: int) -> list[int]:
@@ -188,29 +227,8 @@ def _resolve_indices(out_indices: Sequence[int], depth: int) -> list[int]:
     return resolved
 
 
-def _to_timm_keys(state: dict[str, Tensor], vit: nn.Module) -> dict[str, Tensor]:
-    """Other spellings of the keys (DINOv2's, CLIP's, ...) to timm's, position embedding resampled to the model's."""
-    convert = getattr(sys.modules[type(vit).__module__], "checkpoint_filter_fn", None)
-    state = dict(state) if convert is None else convert(state, vit)
-    heads = ("head.", "head_dist.", "fc_norm.", "attn_pool.", "mask_token")
-    own = vit.state_dict()
-    return {key: tensor for key, tensor in state.items() if key in own or not key.startswith(heads)}
-
-
 def _check_fit(state: Mapping[str, Tensor], vit: nn.Module, source: str, model_name: str) -> None:
-    own = vit.state_dict()
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if own[key].shape != state[key].shape
-    ]
-    problems = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": sorted(shapes),
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:4])}" for what, keys in problems.items() if keys)
+    if told := misfit(state, vit.state_dict()):
         raise ValueError(f"{source} does not fit '{model_name}': {told}")
     broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not math.isfinite(tensor.sum())]
     if broken:

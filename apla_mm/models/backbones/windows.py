@@ -118,3 +118,17 @@ def check_windows(depth: int, window_size: Any, global_blocks: Any) -> None:
         raise ValueError(f"window_size={window_size!r} must be the side of a window in tokens, an int of at least 1")
     if not all(type(i) is int and 0 <= i < depth for i in global_blocks):
         raise ValueError(f"global_blocks={tuple(global_blocks)} must be blocks 0 to {depth - 1}")
+
+
+def check_windows_fit(vit: Any) -> None:
+    """Check that blocks of a backbone can be run on windows of its tokens.
+
+    Raises:
+        ValueError: They cannot: their positions belong to the whole image, or they have windows of their own.
+    """
+    classes = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(vit).__mro__]
+    if not {"timm.models.vision_transformer.VisionTransformer", "timm.models.eva.Eva"} & set(classes):
+        raise ValueError(
+            f"window_size takes timm's VisionTransformer and Eva; of a {type(vit).__name__} the positions belong to "
+            "all tokens of an image, or the blocks have windows of their own: leave window_size out"
+        )

@@ -4,6 +4,9 @@ import pickle
 
 import pytest
 import torch
+from helpers.comparisons import assert_same
+from helpers.nets import Attending
+from helpers.optional import needs
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,18 +39,9 @@ KINDS = {
 WINDOWED = [name for name in KINDS if "Window" in name]
 
 
-class Holder(nn.Module):
-    def __init__(self, attn):
-        super().__init__()
-        self.attn = attn
-
-    def forward(self, *args, **kwargs):
-        return self.attn(*args, **kwargs)
-
-
 def find(name):
     module, _, cls = name.rpartition(".")
-    pytest.importorskip(module.partition(".")[0])
+    needs(module.partition(".")[0])
     return getattr(importlib.import_module(module), cls)
 
 
@@ -57,7 +51,7 @@ def make_plain(name, dtype=torch.double, **kwargs):
         rope = find("mmpretrain.models.utils.RotaryEmbeddingFast")
         kwargs.setdefault("rope", rope(C // HEADS, WINDOW))
     torch.manual_seed(0)
-    plain = Holder(cls(**{**KINDS[name], **kwargs}))
+    plain = Attending(cls(**{**KINDS[name], **kwargs}))
     for p in plain.parameters():
         nn.init.normal_(p, std=0.5)
     if "V2" in name:
@@ -337,7 +331,7 @@ def test_a_forward_of_its_own_stays():
         def forward(self, x, mask=None):
             return 2 * super().forward(x, mask)
 
-    plain = Holder(Doubled(**SWIN))
+    plain = Attending(Doubled(**SWIN))
     x, kwargs = arguments(WINDOWED[0], True, torch.float)
     expected = plain(x, **kwargs)
     adapt(plain, r=3)
@@ -461,8 +455,7 @@ def test_recompute(package, mode):
     expected = gradients(model, x)
     set_recompute(model, mode)
     got = gradients(model, x)
-    assert got.keys() == expected.keys()
-    assert all(torch.equal(got[name], gradient) for name, gradient in expected.items())
+    assert_same(got, expected)
 
 
 def test_checkpoints_of_the_backbone_itself():
@@ -471,5 +464,4 @@ def test_checkpoints_of_the_backbone_itself():
         adapt(m, r=4, trainable=["patch_embed.*"])
     x = torch.randn(2, 3, SIZE, SIZE)
     expected, got = gradients(model, x), gradients(checkpointed, x)
-    assert got.keys() == expected.keys()
-    assert all(torch.equal(got[name], gradient) for name, gradient in expected.items())
+    assert_same(got, expected)

@@ -3,6 +3,8 @@ import itertools
 
 import pytest
 import torch
+from helpers.nets import Attending
+from helpers.optional import needs
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -13,18 +15,13 @@ from apla_mm.method.attention.multihead import ProjectedMultiheadAttention
 L, S, B, E, HEADS = 5, 7, 2, 8, 2
 
 
-class Holder(nn.Module):
-    def __init__(self, **kwargs):
-        super().__init__()
-        self.attn = nn.MultiheadAttention(E, HEADS, **kwargs)
-
-    def forward(self, *args, **kwargs):
-        return self.attn(*args, **kwargs)
+def make_plain(**kwargs):
+    return Attending(nn.MultiheadAttention(E, HEADS, **kwargs))
 
 
 def make_pair(r=3, **kwargs):
     torch.manual_seed(0)
-    plain = Holder(**kwargs).double()
+    plain = make_plain(**kwargs).double()
     for p in plain.parameters():
         nn.init.normal_(p, std=0.3)
     adapted = copy.deepcopy(plain)
@@ -122,7 +119,7 @@ def test_dropout_runs_in_training_alone():
 
 
 def test_under_mmcvs_wrapper_no_attention_matrix_is_kept():
-    transformer = pytest.importorskip("mmcv.cnn.bricks.transformer")
+    transformer = needs("mmcv.cnn.bricks.transformer")
     torch.manual_seed(0)
     n = 256
     plain = nn.Sequential(nn.Linear(16, 16), transformer.MultiheadAttention(16, 4, batch_first=True))
@@ -138,7 +135,7 @@ def test_under_mmcvs_wrapper_no_attention_matrix_is_kept():
 @pytest.mark.parametrize("kwargs", [dict(add_bias_kv=True), dict(add_zero_attn=True)])
 def test_keys_and_values_of_its_own_are_refused(kwargs):
     with pytest.raises(ValueError, match="add_bias_kv or add_zero_attn"):
-        adapt(Holder(**kwargs), r=3)
+        adapt(make_plain(**kwargs), r=3)
 
 
 def test_bare_module_is_adapted_and_merged_where_it_is():

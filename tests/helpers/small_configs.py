@@ -1,7 +1,10 @@
-"""Makes a config small enough to train for two steps on a CPU within seconds."""
+"""Configs small enough to train for one or two steps on a CPU within seconds."""
 
+import uuid
+from pathlib import Path
 from typing import Any
 
+from helpers import ROOT
 from mmengine.config import Config
 
 from apla_mm.options.shared_options import apply_shared_options
@@ -83,3 +86,62 @@ def _shrink_mask2former(head: Any) -> None:
     head.pixel_decoder.encoder.num_layers = 1
     head.transformer_decoder.num_layers = 3  # one for each level of the maps
     head.train_cfg.num_points = 64
+
+
+def segmentation_config(data_root: Path, work_dir: Path) -> Config:
+    """configs/seg/apla_vitb_custom.py for what write_scenes wrote, with a tiny ViT and one iteration."""
+    cfg = Config.fromfile(ROOT / "configs/seg/apla_vitb_custom.py")
+    apply_shared_options(cfg, dict(data_root=str(data_root), classes=["left", "right"], crop_size=32))
+    cfg.model.backbone.update(
+        model_name="vit_tiny_patch16_224",
+        model_kwargs=dict(depth=4, embed_dim=16, num_heads=2),
+        out_indices=(0, 1, 2, 3),
+        pretrained=False,
+        apla=dict(r=4),
+    )
+    for head in (cfg.model.decode_head, *cfg.model.auxiliary_head):
+        head.update(in_channels=16, channels=8)
+    return _shorten(cfg, work_dir)
+
+
+def detection_config(data_root: Path, work_dir: Path) -> Config:
+    """configs/det/apla_vitb_custom.py for what write_coco wrote, with a tiny ViT and one iteration."""
+    cfg = Config.fromfile(ROOT / "configs/det/apla_vitb_custom.py")
+    apply_shared_options(cfg, dict(data_root=str(data_root), classes=["square", "disc"], crop_size=64))
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.ann_file = f"{data_root}/annotations/instances_val.json"
+    cfg.model.backbone.update(
+        model_name="vit_tiny_patch16_224",
+        model_kwargs=dict(depth=2, embed_dim=16, num_heads=2),
+        pretrained=False,
+        apla=dict(r=4),
+        window_size=None,
+        global_blocks=(),
+    )
+    cfg.model.neck.update(in_channels=16, out_channels=16)
+    narrow(cfg.model.rpn_head)
+    narrow(cfg.model.roi_head)
+    cfg.randomness = dict(seed=0)
+    return _shorten(cfg, work_dir)
+
+
+def narrow(part: Any) -> None:
+    """Gives heads 16 channels."""
+    for key, value in part.items():
+        if isinstance(value, dict):
+            narrow(value)
+        elif key.endswith("channels"):
+            part[key] = 16
+
+
+def _shorten(cfg: Config, work_dir: Path) -> Config:
+    """Leaves one iteration, and nothing that writes much."""
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+    cfg.train_cfg.update(max_iters=1, val_interval=1)
+    cfg.default_hooks.pop("checkpoint")
+    for key in ("tta_pipeline", "train_pipeline", "test_pipeline"):
+        cfg.pop(key, None)  # unused, and mmengine formats the whole config thrice
+    cfg.visualizer.vis_backends = []  # each would write the config once more
+    cfg.work_dir, cfg.experiment_name = str(work_dir), uuid.uuid4().hex
+    return cfg

@@ -1,0 +1,94 @@
+"""How many channels the maps of a backbone and a neck have, by their configs; nothing of them is built."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import timm
+import torch
+
+from .problems import as_list, kind
+
+
+class Vit(NamedTuple):
+    """A timm ViT's sizes."""
+
+    channels: int
+    depth: int
+    patch: tuple[int, int]
+
+
+def timm_vit(backbone: Mapping[str, Any]) -> Vit | None:
+    """The sizes of an APLAViT's model; None if timm cannot make it."""
+    kwargs = backbone.get("model_kwargs") or {}
+    try:
+        return _timm_vit(str(backbone.get("model_name")), tuple(sorted(kwargs.items())))
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):  # said when it is built
+        return None
+
+
+@lru_cache(maxsize=8)
+def _timm_vit(name: str, kwargs: tuple[tuple[str, Any], ...]) -> Vit:
+    with torch.device("meta"):
+        vit: Any = timm.create_model(name, num_classes=0, **dict(kwargs))
+    return Vit(vit.embed_dim, len(vit.blocks), tuple(vit.patch_embed.patch_size))
+
+
+def patch_size(backbone: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The patch of a plain ViT; None of other backbones."""
+    if kind(backbone) == "APLAViT":
+        vit = timm_vit(backbone)
+        return None if vit is None else vit.patch
+    size = backbone.get("patch_size", 16)
+    return (size, size) if kind(backbone) == "VisionTransformer" and isinstance(size, int) else None
+
+
+def depth_of(backbone: Mapping[str, Any]) -> int | None:
+    """How many outputs a backbone has to choose from; None if that is not known."""
+    name = kind(backbone)
+    if name == "APLAViT":
+        vit = timm_vit(backbone)
+        return None if vit is None else vit.depth
+    if name == "VisionTransformer":
+        return backbone.get("num_layers", 12)
+    if name in ("SwinTransformer", "MixVisionTransformer"):
+        return len(backbone.get("depths", backbone.get("num_layers", (0,) * 4)))
+    return backbone.get("num_stages", 4) if name in _RESNETS else None
+
+
+_RESNETS = {"ResNet", "ResNetV1c", "ResNetV1d", "ResNeXt"}
+
+
+def maps_of_backbone(backbone: Mapping[str, Any]) -> list[int] | None:
+    """The channels of each map of a backbone; None if they are not known."""
+    name, scope = kind(backbone), str(backbone.get("type")).rpartition(".")[0]
+    if scope not in ("", "mmseg", "mmdet"):
+        return None
+    every = (0, 1, 2, 3)
+    if name == "APLAViT":
+        vit = timm_vit(backbone)
+        return None if vit is None else [vit.channels] * len(as_list(backbone.get("out_indices", (-1,))))
+    if name == "VisionTransformer":
+        return [backbone.get("embed_dims", 768)] * len(as_list(backbone.get("out_indices", -1)))
+    if name == "SwinTransformer":
+        return [backbone.get("embed_dims", 96) * 2**i for i in backbone.get("out_indices", every)]
+    if name == "MixVisionTransformer":
+        heads = backbone.get("num_heads", [1, 2, 4, 8])
+        return [backbone.get("embed_dims", 64) * heads[i] for i in backbone.get("out_indices", every) if i < len(heads)]
+    if name in _RESNETS and isinstance(backbone.get("depth"), int):
+        widest = backbone.get("base_channels", 64) * (1 if backbone["depth"] < 50 else 4)
+        return [widest * 2**i for i in backbone.get("out_indices", every)]
+    return None
+
+
+def maps_of_neck(neck: Mapping[str, Any]) -> list[int] | None:
+    """The channels of each map of a neck; None if they are not known."""
+    out, count = neck.get("out_channels"), neck.get("num_outs")
+    if kind(neck) == "SimpleFeaturePyramid":
+        out, count = out or 256, count or len(neck.get("scale_factors", (4, 2, 1, 0.5)))
+    known = kind(neck) in ("FPN", "ChannelMapper", "SimpleFeaturePyramid", "MultiLevelNeck")
+    if kind(neck) == "MultiLevelNeck":
+        count = len(neck.get("scales", (0.5, 1, 2, 4)))
+    if kind(neck) == "ChannelMapper":
+        count = count or len(as_list(neck.get("in_channels")))
+    return [out] * count if known and isinstance(out, int) and isinstance(count, int) else None

@@ -1,0 +1,31 @@
+"""Tools in this process, where a process of their own would take seconds to start."""
+
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from helpers import ROOT
+from mmengine.registry import DefaultScope
+
+CONVERTERS = ROOT / "tools/model_converters"
+
+
+def call_tool(path: Path, *arguments: object) -> None:
+    """Runs a tool as the command would; raises SystemExit where that would end otherwise than well."""
+    with pytest.MonkeyPatch.context() as patch, DefaultScope.overwrite_default_scope(None):
+        patch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # tools set both: they are put back afterwards
+        patch.setenv("LOCAL_RANK", "0")
+        patch.setattr(sys, "argv", [path.name, *map(str, arguments)])
+        runpy.run_path(str(path), run_name="__main__")
+
+
+def load_tool(path: Path) -> ModuleType:
+    """A tool as a module, of which nothing has run yet."""
+    spec = importlib.util.spec_from_file_location(f"tools_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
