@@ -14,7 +14,7 @@ def _seed() -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says how many tests were skipped for which reason."""
     skipped = terminalreporter.getreports("skipped")
-    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    reasons = Counter(" ".join(str(report.longrepr[2]).removeprefix("Skipped: ").split()) for report in skipped)
     if reasons:
         terminalreporter.section("skipped, by reason")
     for reason, count in reasons.most_common():

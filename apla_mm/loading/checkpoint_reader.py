@@ -152,6 +152,8 @@ def load_from_apla_mm(filename: str | Path, map_location: Any = None) -> dict[st
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint '{path}' {_no_checkpoint(content)}")
     content, gone = without_inert(content)
+    if isinstance(content.get("meta"), dict):
+        content["meta"].pop("config", None)  # a text that mmengine would run as Python
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not state:
         lost = next((entry for entry in gone if entry.startswith("state_dict ")), "")

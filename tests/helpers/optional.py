@@ -10,7 +10,7 @@ FILES = {
     "mmseg": "requirements/base.txt",
     "mmdet": "requirements/detection.txt",
     "mmpretrain": "requirements/mmpretrain.txt",
-    **dict.fromkeys(["onnx", "onnxruntime", "onnxscript", "peft"], "requirements/dev.txt"),
+    **dict.fromkeys(["onnx", "onnxruntime", "onnxscript", "peft", "transformers"], "requirements/dev.txt"),
 }
 
 

@@ -112,6 +112,7 @@ def _write_settings(folder: Path, plugins: Path | None) -> None:
         *([f"PluginDir={plugins}"] if plugins else []),
         *("ProctrackType=proctrack/linuxproc", "TaskPlugin=task/none", "MpiDefault=none"),
         *("SelectType=select/cons_tres", "SelectTypeParameters=CR_Core", "ReturnToService=2"),
+        "SchedulerParameters=sched_interval=1",
         *(f"StateSaveLocation={folder}/state", f"SlurmdSpoolDir={folder}/%n"),
         *(f"SlurmctldPidFile={folder}/slurmctld.pid", f"SlurmdPidFile={folder}/slurmd.%n.pid"),
         *(f"SlurmctldLogFile={folder}/slurmctld.log", f"SlurmdLogFile={folder}/slurmd.%n.log"),

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel, BaseModule
+from mmengine.model import BaseModel, BaseModule, ModuleList
 from mmengine.runner import FlexibleRunner, Runner
 from mmengine.utils.dl_utils import load_url
 from torch import Tensor, nn
@@ -174,7 +174,7 @@ def test_a_run_is_resumed_from_odd_content(
     torch.save(checkpoint, path)
     named = make_runner(TinyClassifier(), max_iters=4, resume=True, load_from=str(path), custom_hooks=HOOKS)
     latest = make_runner(TinyClassifier(), max_iters=4, resume=True, custom_hooks=HOOKS)
-    for runner in (named, latest):
+    for runner in (latest, named):
         runner.train()
         assert runner.iter == 4
     assert "optimizer.param_groups.0.note (" in read_log()
@@ -387,7 +387,7 @@ class Part(BaseModule):
 class Model(BaseModel):
     def __init__(self, *settings: Any) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(Part(one) for one in settings)
+        self.parts = ModuleList(Part(one) for one in settings)
 
     def forward(self, inputs: Tensor, labels: Any = None, mode: str = "tensor") -> Any:
         y = inputs.mean((-2, -1))

@@ -204,7 +204,7 @@ def torchvisions(kind: str) -> tuple[nn.Module, Tensor]:
 
 
 def huggingfaces(kind: str) -> tuple[nn.Module, Tensor]:
-    transformers = pytest.importorskip("transformers")
+    transformers = needs("transformers")
     model, config, kwargs = TRANSFORMERS[kind]
     config = getattr(transformers, config)(**{**SMALL, **kwargs})
     return getattr(transformers, model)(config), torch.rand(2, 3, 32, 32)

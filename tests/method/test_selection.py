@@ -3,8 +3,8 @@ import random
 
 import numpy as np
 import pytest
-import timm
 import torch
+from helpers.nets import tiny_vit
 from helpers.processes import run_python
 
 from apla_mm.method import adapt
@@ -120,7 +120,7 @@ def test_lists_by_numbers_that_are_none():
 
 
 def test_authors_file_of_channels_is_taken_by_adapt(tmp_path):
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+    vit = tiny_vit(num_classes=0)
     (tmp_path / "inds.json").write_text(json.dumps({"block_0": [8, 1, 5], "block_1": [30, 2]}))
     report = adapt(vit, channels=tmp_path / "inds.json")
     assert [p.channels for p in report.projections] == [(1, 5, 8), (2, 30)]

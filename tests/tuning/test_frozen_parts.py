@@ -7,6 +7,7 @@ import torch
 from helpers.backbones import BACKBONES, SIZE, Model, build, make_runner
 from helpers.fixtures import TinyClassifier
 from helpers.nets import tiny_vit
+from helpers.optional import needs
 from helpers.processes import run_ranks
 from mmengine.registry import MODELS
 from torch import nn
@@ -31,8 +32,7 @@ VIT = BACKBONES["mmpretrain ViT"][1]
 
 
 def of(scope, backbone, **more):
-    if scope != "mmseg":
-        pytest.importorskip(scope)
+    needs(scope)
     return build(scope, {**copy.deepcopy(backbone), **more})
 
 
@@ -128,7 +128,7 @@ def test_kinds_that_train_are_of_what_the_model_leaves_to_train(tmp_path):
 
 
 def test_moco_v3(tmp_path):
-    pytest.importorskip("mmpretrain")
+    needs("mmpretrain")
     vit = dict(VIT, type="mmpretrain.MoCoV3ViT")
     model = of("mmpretrain", vit, frozen_stages=2, norm_eval=True)
     check_refused(model, tmp_path / "all", dict(r=3), "set frozen_stages=-1 of MoCoV3ViT, where it is 2")
