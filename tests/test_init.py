@@ -138,4 +138,4 @@ assert {{key: backends.registry_utils.backends[key] for key in entries}} == entr
 assert backends.registry_utils.prefix_to_backends == prefixes
 print(sorted(CheckpointLoader._schemes.keys() - schemes), sorted(backends.registry_utils.backends.keys() - entries))
 """
-    assert fresh(code) == r"['.*\\.safetensors$'] ['apla_mm.atomic']"
+    assert fresh(code) == r"['.*\\.safetensors$', 'apla-mm:'] ['apla_mm.atomic']"

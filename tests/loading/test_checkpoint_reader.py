@@ -19,7 +19,8 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint, save_checkpoint
 from torch import nn
 
-from apla_mm.loading.checkpoint_reader import load_from_safetensors, mmengines_types, read_checkpoint
+from apla_mm.internals import SCHEME
+from apla_mm.loading.checkpoint_reader import load_from_apla_mm, load_from_safetensors, mmengines_types, read_checkpoint
 
 
 def same(a: Any, b: Any, path: str = "checkpoint") -> None:
@@ -52,10 +53,11 @@ def _full_unpickling_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 # what is mmengine's stays mmengine's
 
 
-def test_loaders_are_mmengines_own_but_for_safetensors() -> None:
+def test_loaders_are_mmengines_own_but_for_two_names_of_ours() -> None:
     own = mmengine.runner.checkpoint
     loaders = dict(CheckpointLoader._schemes)
     assert loaders.pop(r".*\.safetensors$") is load_from_safetensors
+    assert loaders.pop(SCHEME) is load_from_apla_mm
     assert {loader.__module__ for loader in loaders.values()} == {own.__name__}
     assert loaders[""] is own.load_from_local and loaders["http://"] is loaders["https://"] is own.load_from_http
     functions = [one for one in vars(own).values() if inspect.isfunction(one)]

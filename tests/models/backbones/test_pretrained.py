@@ -15,9 +15,22 @@ import apla_mm
 from apla_mm.delta import DeltaError, extract_delta, save_delta
 from apla_mm.delta.base_file import save_base
 from apla_mm.models import APLAViT
-from apla_mm.models.backbones.pretrained import read_pretrained
+from apla_mm.models.backbones import pretrained as reader
 
 STATE = {"blocks.0.weight": torch.arange(6.0).reshape(2, 3), "cls_token": torch.ones(1)}
+
+
+class Model(nn.Module):
+    """One of these names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(3, 2, bias=False)])
+        self.cls_token = nn.Parameter(torch.zeros(1))
+
+
+def read_pretrained(path: str | Path) -> dict[str, Tensor]:
+    return reader.read_pretrained(reader.Source.of(path), Model(), Model)
 
 
 def prefixed(prefix: str) -> dict[str, Tensor]:
