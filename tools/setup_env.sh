@@ -103,7 +103,6 @@ if ! installed torchvision >/dev/null; then
     # Its dependencies would include another build of torch where ours is not from the same index.
     pip install --no-deps "torchvision==$torchvision" || fail 'installing torchvision'
 fi
-logged $venv_python tools/repair_torchvision.py || fail 'importing torchvision'
 {
     echo "torch==$torch"
     echo "torchvision==$(installed torchvision)"
@@ -114,6 +113,7 @@ logged $venv_python tools/repair_torchvision.py || fail 'importing torchvision'
 say "installing the packages for $mode (torch $torch)"
 cat "${requirements[@]}" | grep -v "^$mmcv==" >$venv/requirements.txt
 pip install -c $constraints --no-build-isolation -r $venv/requirements.txt || fail 'installing the packages'
+logged $venv_python tools/repair_torchvision.py || fail 'importing torchvision'
 
 # 4. mmcv. Never through pip's cache, which does not tell a wheel with compiled operators from one without.
 has_mmcv() { [ "$(installed $mmcv)" = "$(pin $mmcv)" ]; }
