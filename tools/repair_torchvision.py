@@ -32,8 +32,10 @@ def import_error() -> str:
 
 def main() -> None:
     error = import_error()
-    if "torchvision::" not in error:  # it imports, or has another ailment
-        raise SystemExit(error and f"torchvision cannot be imported: {error}")
+    if not error:
+        return
+    if "torchvision::" not in error:  # another ailment
+        raise SystemExit(f"torchvision cannot be imported: {error}")
     spec = importlib.util.find_spec("torchvision")
     assert spec is not None and spec.submodule_search_locations
     file = Path(spec.submodule_search_locations[0], "extension.py")
