@@ -1,7 +1,9 @@
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 pytest_plugins = ["helpers.fixtures"]
 
@@ -9,6 +11,19 @@ pytest_plugins = ["helpers.fixtures"]
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_scope_of_other_tests() -> None:
+    """Every Runner leaves its default scope behind, which decides where a name of the registries is looked for."""
+    DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def _scope_as_before(_no_scope_of_other_tests: None) -> Iterator[None]:
+    before = DefaultScope._instance_dict.copy()
+    yield
+    DefaultScope._instance_dict = before
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

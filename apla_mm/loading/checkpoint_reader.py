@@ -155,8 +155,8 @@ def load_from_apla_mm(filename: str | Path, map_location: Any = None) -> dict[st
     if isinstance(content.get("meta"), dict):
         content["meta"].pop("config", None)  # a text that mmengine would run as Python
     state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not state:
-        lost = next((entry for entry in gone if entry.startswith("state_dict ")), "")
+    lost = next((entry for entry in gone if entry.startswith("state_dict ")), "")
+    if lost or not isinstance(state, dict) or not state:
         raise ValueError(
             f"checkpoint '{path}' {_WHOLE.format(f'in {lost}') if lost else 'holds no state dict'}"
             f"{f'; it has {first_few(map(printable, content))}' if content else ''}"

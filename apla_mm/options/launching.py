@@ -143,6 +143,15 @@ def join_processes(cfg: Config) -> None:
     )
 
 
+def leave_processes() -> None:
+    """Leave the process group, if there is one: threads of it that still wait would abort the interpreter at its end.
+
+    For a run that ended well: where another process has failed, leaving may wait for it.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """mmengine's DDP for a model without a GPU: SyncBN, which wants one, becomes BN, and the log says so.
 

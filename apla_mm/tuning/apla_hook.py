@@ -235,7 +235,9 @@ class APLAHook(TrainableCheckHook):
         if chosen:
             own = as_json({key: value for key, value in chosen.items() if value is not None})
             before = checkpoint["meta"].get(APLA_KEY)  # of another APLAHook, for another target
-            checkpoint["meta"][APLA_KEY] = dict(hooks=[*before.get("hooks", [before]), own]) if before else own
+            hooks = before.get("hooks", [before]) if before else []
+            if own not in hooks:  # mmengine's hook saves several checkpoints with one meta
+                checkpoint["meta"][APLA_KEY] = dict(hooks=[*hooks, own]) if hooks else own
 
 
 def _wrap_anew(runner: Runner, model: nn.Module) -> None:

@@ -46,8 +46,13 @@ class Start(Hook):
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labels 0 and 1 fit ADE20K, where 0 means no class, as well as a data set of two classes."""
     return write_scenes(tmp_path_factory.mktemp("scenes"), training=2, validation=2)
+
+
+@pytest.fixture(scope="module")
+def ade_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ADE20K has them: 0 means no class."""
+    return write_scenes(tmp_path_factory.mktemp("ade"), training=2, validation=2, first=1)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +67,18 @@ def coco_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def run(
-    request: pytest.FixtureRequest, data_root: Path, coco_root: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    data_root: Path,
+    ade_root: Path,
+    coco_root: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> SimpleNamespace:
     """A finished training run of one config."""
     name, work_dir = request.param.stem, tmp_path_factory.mktemp("work")
-    data_root = coco_root if request.param.parent.name == "det" else data_root
+    if request.param.parent.name == "det":
+        data_root = coco_root
+    elif not name.endswith("_custom"):
+        data_root = ade_root
     options = dict(config=str(request.param), cfg_options=dict(data_root=str(data_root)), work_dir=str(work_dir))
     cfg = load_config(argparse.Namespace(**options, launcher="none", local_rank=0))
     shrink(cfg)

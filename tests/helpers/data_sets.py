@@ -25,13 +25,14 @@ class Noise(Dataset):
         return dict(inputs=torch.randn(3, self.size, self.size, generator=generator), labels=i % 3)
 
 
-def write_scenes(root: Path, training: int = 3, validation: int = 2) -> Path:
+def write_scenes(root: Path, training: int = 3, validation: int = 2, first: int = 0) -> Path:
     """A data set in ADE20K's layout, of two classes.
 
-    Images have 48 x 40 pixels; the left half is of class 0, the right one of class 1, the first row is ignored.
+    Images have 48 x 40 pixels; the left half is of the label first, the right one of the next, and the first row is
+    ignored.
     """
-    labels = np.zeros((40, 48), np.uint8)
-    labels[:, 24:], labels[0] = 1, 255
+    labels = np.full((40, 48), first, np.uint8)
+    labels[:, 24:], labels[0] = first + 1, 255
     for split, count in (("training", training), ("validation", validation)):
         for i in range(count):
             colours = np.random.default_rng(i).integers(0, 255, (5, 6, 3), dtype=np.uint8)

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
     plugins = next(packages.glob("usr/lib/*/slurm-wlm"), None)
     libraries = [str(plugins), str(plugins.parent)] if plugins else []
     paths = [f"{packages}/usr/sbin", f"{packages}/usr/bin", *os.get_exec_path(), "/usr/sbin"]
-    environment = dict(os.environ, PATH=":".join(paths), SLURM_CONF=str(folder / "slurm.conf"))
+    environment = dict(os.environ, PYTHON=sys.executable, PATH=":".join(paths), SLURM_CONF=str(folder / "slurm.conf"))
     environment["LD_LIBRARY_PATH"] = ":".join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
 
     def program(name: str) -> str:

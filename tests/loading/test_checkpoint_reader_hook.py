@@ -190,7 +190,7 @@ def test_a_resume_without_a_checkpoint_begins_anew(make_runner: Callable[..., Ru
 
 def test_the_path_is_plain_for_all_who_ask(make_runner: Callable[..., Runner], save: Callable[[Any], Path]) -> None:
     path = save(dict(state_dict=weights()))
-    runner = loading(make_runner, path)
+    runner = loading(make_runner, path, cfg=dict(load_from=str(path)))
     hook = next(hook for hook in runner.hooks if isinstance(hook, CheckpointReaderHook))
     for _ in range(2):
         hook.before_run(runner)

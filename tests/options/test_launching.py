@@ -9,7 +9,13 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import nn
 
 from apla_mm.options import launching
-from apla_mm.options.launching import first_host, join_processes, prepare_launch, set_environment_from_slurm
+from apla_mm.options.launching import (
+    first_host,
+    join_processes,
+    leave_processes,
+    prepare_launch,
+    set_environment_from_slurm,
+)
 
 CONFIG = Path(__file__).parents[2] / "configs/seg/apla_vitb_custom.py"
 STEP = {
@@ -171,4 +177,6 @@ def test_group_of_one_wraps_a_model_without_sync_bn(
         wrapped(torch.randn(2, 3, 4, 4)).sum().backward()
         assert norm.weight.grad is not None
     finally:
-        torch.distributed.destroy_process_group()
+        leave_processes()
+    assert not torch.distributed.is_initialized()
+    leave_processes()  # nothing, since there is none
