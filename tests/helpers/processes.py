@@ -17,6 +17,7 @@ from unittest import mock
 import psutil
 import torch
 from helpers import ROOT
+from helpers.prefork import run_script
 from torch import distributed
 
 #: keeps a process from GPUs
@@ -46,16 +47,21 @@ def run(
     """A command to its end; fails if it ends otherwise than by a return code.
 
     Args:
-        command: A program with its arguments; a .py file is run by this Python.
+        command: A program with its arguments; a .py file is run as :mod:`~helpers.prefork` does.
         returncode: None takes any.
         env: Beside this process's variables, and a single thread.
         cwd: Folder to run in; this process's if None.
         timeout: In seconds.
     """
-    done = subprocess.run(
-        _parts(command), env=_environment(env), cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout
-    )
-    result = Done(done.returncode, done.stdout, done.stderr)
+    program, *arguments = map(str, command)
+    environment = _environment(env)
+    if program.endswith(".py"):
+        result = Done(*run_script(Path(program), arguments, environment, cwd, timeout))
+    else:
+        done = subprocess.run(
+            [program, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout
+        )
+        result = Done(done.returncode, done.stdout, done.stderr)
     assert returncode in (None, result.returncode), f"ended by {result.returncode}:\n{result.output[-9000:]}"
     return result
 
@@ -83,12 +89,12 @@ def run_ranks(code: str, folder: Path, processes: int = 2) -> Done:
 
 
 def in_group(
-    work: Callable[..., Any], folder: Path, *arguments: object, processes: int = 2, start_method: str = "spawn"
+    work: Callable[..., Any], folder: Path, *arguments: object, processes: int = 2, start_method: str = "forkserver"
 ) -> list[Any]:
     """What a function gives in each of several processes that are a group of gloo's.
 
     Args:
-        work: Gets the rank and the arguments. By "fork" it may be any, by "spawn" one of a module.
+        work: Gets the rank and the arguments. By "fork" it may be any, else one of a module.
         folder: Empty, for what they give.
         arguments: Of the function.
         processes: How many.
