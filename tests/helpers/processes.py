@@ -59,7 +59,13 @@ def run(
         result = Done(*run_script(Path(program), arguments, environment, cwd, timeout))
     else:
         done = subprocess.run(
-            [program, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout
+            [program, *arguments],
+            env=environment,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
         )
         result = Done(done.returncode, done.stdout, done.stderr)
     assert returncode in (None, result.returncode), f"ended by {result.returncode}:\n{result.output[-9000:]}"
