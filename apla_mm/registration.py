@@ -27,6 +27,7 @@ from .runs.train_loop import ResumableTrainLoop
 from .tuning.apla_hook import APLAHook
 from .tuning.delta_hook import DeltaHook
 from .tuning.fsdp import APLAFSDPStrategy, APLAFullyShardedDataParallel
+from .tuning.lean_heads_hook import LeanHeadsHook
 from .tuning.optim_wrapper import BFloat16OptimWrapper
 from .tuning.optim_wrapper_constructor import TrainableOptimWrapperConstructor
 from .tuning.trainable_check_hook import TrainableCheckHook
@@ -40,6 +41,7 @@ PARTS = {
         DataCheckHook,
         DeltaHook,
         FiniteLossHook,
+        LeanHeadsHook,
         ResumeCheckHook,
         SavedBuffersHook,
         StopSignalHook,

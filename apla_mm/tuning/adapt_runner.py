@@ -38,7 +38,7 @@ def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> di
     as_built = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     plain = [name for name, module in model.named_modules() if not isinstance(module, Changed)]
     try:
-        reports = _adapt_parts(model, options)
+        reports = adapt_parts(model, options)
     except Exception:
         for name in plain:
             change_back(model.get_submodule(name))
@@ -50,7 +50,11 @@ def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> di
     return reports
 
 
-def _adapt_parts(model: nn.Module, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Report]:
+def adapt_parts(model: nn.Module, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Report]:
+    """Adapt parts of a plain model and see that it leaves them to train; arguments and errors of :func:`adapt_runner`.
+
+    After a refusal some parts may be adapted.
+    """
     with modes_kept(model):
         model.train()  # what is frozen then only is frozen by the model itself too
     reports = {}

@@ -1,0 +1,1 @@
+"""Heads of OpenMMLab's that compute the same with less."""
