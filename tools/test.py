@@ -5,7 +5,7 @@ import argparse
 from mmengine.config import Config
 
 from apla_mm.options.command_line import add_common_arguments, build_runner, load_config
-from apla_mm.options.launching import leave_processes
+from apla_mm.options.launching import end_process
 from apla_mm.options.predictions import PredictionsHook, leave_out_labels
 
 
@@ -81,7 +81,7 @@ def main() -> None:
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()
-    leave_processes()
+    end_process()
 
 
 if __name__ == "__main__":

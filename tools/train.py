@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
 from apla_mm.options.command_line import add_common_arguments, build_runner, load_config
-from apla_mm.options.launching import leave_processes
+from apla_mm.options.launching import end_process
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,7 +58,7 @@ def main() -> None:
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
     build_runner(cfg, ("train_dataloader", "val_dataloader")).train()
-    leave_processes()
+    end_process()
 
 
 if __name__ == "__main__":

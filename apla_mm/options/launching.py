@@ -1,8 +1,10 @@
 """How the processes of one job find one another, on nodes with and without GPUs."""
 
+import atexit
 import datetime
 import os
 import re
+import sys
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -143,13 +145,19 @@ def join_processes(cfg: Config) -> None:
     )
 
 
-def leave_processes() -> None:
-    """Leave the process group, if there is one: threads of it that still wait would abort the interpreter at its end.
+def end_process() -> None:
+    """End a process of a group, with 0, once its run has ended well; does nothing without a group.
 
-    For a run that ended well: where another process has failed, leaving may wait for it.
+    What is to be done at exit is done, and files are flushed, but the interpreter is not taken down: a thread of the
+    group that lets go of its last tensor meanwhile would abort the process.
     """
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if not torch.distributed.is_initialized():
+        return
+    torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 class CPUDistributedDataParallel(MMDistributedDataParallel):

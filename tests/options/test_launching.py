@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import run_python
 from mmcv.cnn import build_norm_layer
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODEL_WRAPPERS
@@ -12,7 +13,6 @@ from apla_mm.options import launching
 from apla_mm.options.launching import (
     first_host,
     join_processes,
-    leave_processes,
     prepare_launch,
     set_environment_from_slurm,
 )
@@ -177,6 +177,21 @@ def test_group_of_one_wraps_a_model_without_sync_bn(
         wrapped(torch.randn(2, 3, 4, 4)).sum().backward()
         assert norm.weight.grad is not None
     finally:
-        leave_processes()
-    assert not torch.distributed.is_initialized()
-    leave_processes()  # nothing, since there is none
+        torch.distributed.destroy_process_group()
+
+
+def test_process_of_a_group_ends_with_all_that_is_due_at_exit(tmp_path: Path) -> None:
+    done = run_python(
+        f"""
+        import atexit, os
+        import torch.distributed
+        from apla_mm.options.launching import end_process
+        end_process()  # nothing, since there is no group
+        torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+        atexit.register(print, "at exit")
+        print("the end")
+        end_process()
+        print("behind it")
+        """
+    )
+    assert done.stdout.splitlines()[-2:] == ["the end", "at exit"]

@@ -13,6 +13,7 @@ import copy
 import importlib
 import io
 import json
+import os
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -33,6 +34,8 @@ from apla_mm.method import find_projections
 from apla_mm.method.attention.recognition import attends
 from apla_mm.text import table
 from apla_mm.tuning.adapt_runner import adapt_parts
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else each of its files is asked for, and waited for
 
 OUTCOMES = ("adapted", "no attention", "refused", "passed over", "not built")
 _MAKERS = {torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand, torch.full}
