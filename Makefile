@@ -28,7 +28,7 @@ format: setup  ## Sort imports, fix what ruff can fix, and format
 test: lint  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 
-test-fast: setup  ## Run the tests that take no longer than a second or two, without linting: for working
+test-fast: setup  ## Run all but the files that are marked slow, without linting: for working (3 minutes)
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 -q -m 'not slow' $(PYTEST_ARGS)
 
 test-upstream:  ## Run the tests beside the original OpenMMLab packages, in .venv-upstream

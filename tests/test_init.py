@@ -3,6 +3,8 @@
 import pytest
 from helpers.processes import run_python
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import sys
 

@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 import apla_mm
 
+pytestmark = pytest.mark.slow
+
 SEG = ROOT / "configs/seg"
 CONFIGS = sorted(SEG.glob("*.py"))
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")

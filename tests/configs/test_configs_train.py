@@ -23,6 +23,8 @@ from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.method import PartialLinear
 from apla_mm.options.command_line import build_runner, load_config
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = sorted(ROOT.glob("configs/[sd]e[gt]/*.py"))
 
 #: learning rates of the backbone and of the heads

@@ -15,6 +15,8 @@ from PIL import Image
 from apla_mm.data.coco_check import check_annotations, check_images, is_coco
 from apla_mm.data.reading import DataError
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("square", "disc")
 SHARED = Path(__file__).parents[3] / "shared/data"
 

@@ -18,6 +18,8 @@ from apla_mm.data.data_check_hook import DataCheckHook
 from apla_mm.data.reading import DataError
 from apla_mm.options.command_line import build_runner
 
+pytestmark = pytest.mark.slow
+
 
 def set_labels(path: Path, *shape: int, value: int = 0, dtype: type = np.uint8) -> None:
     Image.fromarray(np.full(shape, value, dtype)).save(path)

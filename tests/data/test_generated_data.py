@@ -23,7 +23,7 @@ from apla_mm.data.coco_check import check_annotations, check_images
 from apla_mm.data.reading import DataError
 from apla_mm.data.segmentation_check import SegmentationCheck
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SEEDS = range(20)
 IMAGES = 6
 

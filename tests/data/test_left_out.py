@@ -9,6 +9,8 @@ from mmseg.datasets import BaseSegDataset
 from apla_mm.data.left_out import check_nothing_left_out, files_in, images_not_listed
 from apla_mm.data.reading import DataError
 
+pytestmark = pytest.mark.slow
+
 
 def look(root: Path, **settings: Any) -> tuple[str, list[str]]:
     prefix = dict(img_path="images/training", seg_map_path="annotations/training")

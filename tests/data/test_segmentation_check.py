@@ -16,6 +16,8 @@ from apla_mm.data.reading import DataError
 from apla_mm.options.command_line import build_runner
 from apla_mm.options.shared_options import apply_shared_options
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).parents[3] / "shared/data"
 
 

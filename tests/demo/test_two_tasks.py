@@ -8,6 +8,8 @@ import pytest
 from helpers import ROOT
 from helpers.processes import run
 
+pytestmark = pytest.mark.slow
+
 DEMO = (ROOT / "demo/two_tasks.py", "--model", "vit_tiny_patch16_224", "--swaps", "10")
 
 

@@ -19,6 +19,8 @@ from apla_mm.delta import BaseMismatchError, DeltaError
 from apla_mm.loading.base_from_config import initial_state, make_base
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 DELTA = "iter_1.delta.safetensors"
 
 

@@ -37,6 +37,8 @@ from apla_mm.loading.checkpoint_reader import load_from_apla_mm
 from apla_mm.loading.checkpoint_reader_hook import VARIABLE, CheckpointReaderHook, add_checkpoint_reader
 from apla_mm.loading.plain_values import plain
 
+pytestmark = pytest.mark.slow
+
 HOOKS = [dict(type="CheckpointReaderHook")]
 
 
@@ -540,7 +542,6 @@ def test_generated_values_are_plain_once_they_are_saved(value: Any) -> None:
 # the whole way
 
 
-@pytest.mark.slow
 def test_a_dict_in_metainfo_trains_resumes_and_tests(tmp_path: Path) -> None:
     from helpers.processes import run
 

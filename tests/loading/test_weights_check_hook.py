@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader
 
 from apla_mm.loading.weights_check_hook import WeightsCheckHook, add_weights_check
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 SWIN = dict(
     pretrain_img_size=SIZE, embed_dims=16, depths=(2, 2), num_heads=(2, 4), strides=(4, 2), out_indices=(0, 1),
@@ -453,7 +455,6 @@ def test_a_runner_gets_the_hook_once(runner_of: Callable[..., Runner]) -> None:
     assert sum(isinstance(hook, WeightsCheckHook) for hook in runner.hooks) == 1
 
 
-@pytest.mark.slow
 def test_tools_train_ends_before_it_trains_a_frozen_random_backbone(file: Path, tmp_path: Path) -> None:
     vit = dict(MMSEG_VIT, type="VisionTransformer", num_layers=4, out_indices=(0, 1, 2, 3))
     path = saved(weights_of(dict(vit, type="mmseg.VisionTransformer"), TIMM), file)
@@ -470,7 +471,6 @@ def test_tools_train_ends_before_it_trains_a_frozen_random_backbone(file: Path, 
     assert "Iter(train)" not in done.output
 
 
-@pytest.mark.slow
 def test_tools_test_ends_before_it_scores_random_weights(tmp_path: Path) -> None:
     data = f"data_root={write_photos(tmp_path / 'data')}"
     run_small(TRAIN, CONFIG, "--work-dir", tmp_path / "work", options=[data, "train_cfg.val_interval=100"])
@@ -485,7 +485,6 @@ def test_tools_test_ends_before_it_scores_random_weights(tmp_path: Path) -> None
     assert "keys would be the model's without 'model.'" in output and "mIoU:" not in output
 
 
-@pytest.mark.slow
 def test_all_ranks_end_where_one_has_the_wrong_file(tmp_path: Path) -> None:
     saved(weights_of(MMSEG_VIT), tmp_path / "rank0.pth")
     # mmengine sends the first rank's weights to all: these are not in the other's file

@@ -22,6 +22,8 @@ from apla_mm.method import PartialLinear, adapt, merge
 from apla_mm.method.recompute import MODES
 from apla_mm.method.sharding import keep_whole
 
+pytestmark = pytest.mark.slow
+
 CASES = [(mode, "blocks") for mode in MODES] + [("none", "whole"), ("block", "whole")]
 CHANNELS = {"blocks.0.attn.proj": [1, 7, 30], "blocks.1.attn.proj": [0, 4, 5]}
 #: what trains beside the channels: a norm shares a unit with what is frozen

@@ -19,6 +19,8 @@ from apla_mm.method.class_change import Changed
 from apla_mm.method.recompute import MODES
 from apla_mm.models.backbones import APLAViT
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 VIT = dict(embed_dim=32, depth=2, num_heads=2)
 X = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))

@@ -15,6 +15,8 @@ from mmengine.fileio import LocalBackend, get_file_backend
 
 from apla_mm.runs.file_backend import ATOMIC, AtomicLocalBackend
 
+pytestmark = pytest.mark.slow
+
 put = partial(mmengine.fileio.put, backend_args=dict(backend=ATOMIC))
 put_text = partial(mmengine.fileio.put_text, backend_args=dict(backend=ATOMIC))
 

@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+pytestmark = pytest.mark.slow
+
 
 class Spoil(Hook):
     """Makes a parameter, or a loss by way of the head, NaN or infinite before an iteration."""

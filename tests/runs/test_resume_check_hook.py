@@ -16,6 +16,8 @@ from mmengine.runner import Runner
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:

@@ -24,6 +24,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from apla_mm.data.reading import DataError
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ITERATIONS = 6
 
 

@@ -19,6 +19,8 @@ from apla_mm.data.reading import DataError
 from apla_mm.runs import training_batches
 from apla_mm.runs.training_batches import TrainingBatches, deaths_of_workers_told
 
+pytestmark = pytest.mark.slow
+
 Sample = tuple[int, float, float, float]
 
 

@@ -13,6 +13,8 @@ from mmengine.visualization import LocalVisBackend
 
 from apla_mm.runs.vis_backends import add_vis_backends
 
+pytestmark = pytest.mark.slow
+
 LOGGING = ROOT / "configs/_base_/logging"
 
 

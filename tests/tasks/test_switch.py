@@ -10,6 +10,8 @@ from torch import distributed, nn
 import apla_mm
 from apla_mm.delta import BaseMismatchError, Delta, DeltaError, extract_delta, save_delta
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["plain", "adapted", "adapted otherwise", "compiled", "adapted and compiled"]
 
 

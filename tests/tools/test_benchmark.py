@@ -8,6 +8,8 @@ import timm
 from helpers import ROOT
 from helpers.processes import Done, run
 
+pytestmark = pytest.mark.slow
+
 TOOL = ROOT / "tools/analysis_tools/benchmark.py"
 SEGMENTOR = ROOT / "configs/seg/segformer_mit-b0_apla_8xb2-160k_ade20k-512x512.py"
 

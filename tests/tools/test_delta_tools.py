@@ -25,6 +25,8 @@ from apla_mm.delta import DeltaError
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.options.shared_options import apply_shared_options
 
+pytestmark = pytest.mark.slow
+
 DELTA, WHOLE = "iter_2.delta.safetensors", "iter_2.pth"
 CONFIGS = {
     "APLAViT": "seg/apla_vitb_custom.py",
@@ -139,7 +141,6 @@ def make_runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield make
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_test_scores_a_delta_as_the_whole_checkpoint(make_runs: Callable, kind: str, tmp_path: Path) -> None:
     runs = make_runs(kind)
@@ -158,7 +159,6 @@ def image(data: Path) -> Path:
     return data / "scenes/images/validation/0_1.jpg"
 
 
-@pytest.mark.slow
 def test_init_model_takes_a_delta(make_runs: Callable, image: Path) -> None:
     runs = make_runs("VisionTransformer")
     logits = []
@@ -170,7 +170,6 @@ def test_init_model_takes_a_delta(make_runs: Callable, image: Path) -> None:
     assert logits[0].std() > 0 and torch.equal(*logits)
 
 
-@pytest.mark.slow
 def test_segmentation_inferencer_takes_a_delta(make_runs: Callable, image: Path, tmp_path: Path) -> None:
     runs = make_runs("APLAViT")
     found, drawn = [], []
@@ -186,7 +185,6 @@ def test_segmentation_inferencer_takes_a_delta(make_runs: Callable, image: Path,
         MMSegInferencer(None, weights=str(runs.delta / DELTA), device="cpu")
 
 
-@pytest.mark.slow
 def test_detection_inferencer_takes_a_delta(make_runs: Callable, data: Path, tmp_path: Path) -> None:
     runs = make_runs("detector")
     found, drawn = [], []
@@ -203,7 +201,6 @@ def test_detection_inferencer_takes_a_delta(make_runs: Callable, data: Path, tmp
     assert found[0]["scores"] and found[0] == found[1] and np.array_equal(*drawn)
 
 
-@pytest.mark.slow
 def test_nothing_is_tested_or_inferred_without_the_base(make_runs: Callable, tmp_path: Path) -> None:
     runs = make_runs("APLAViT")
     lonely = shutil.copy(runs.delta / DELTA, tmp_path)

@@ -25,10 +25,11 @@ from helpers.small_run import (
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 train_or_test = partial(run_small, env=ON_CPU, timeout=600)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_signal_to_every_process_saves_and_training_goes_on_from_there(data: str, tmp_path: Path) -> None:
     workers = [data, "train_dataloader.num_workers=1", "train_dataloader.persistent_workers=True"]
@@ -46,7 +47,6 @@ def test_signal_to_every_process_saves_and_training_goes_on_from_there(data: str
     assert read_checkpoint(tmp_path / f"iter_{n + 2}.pth")["meta"]["iter"] == n + 2
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_train_are_stopped_go_on_and_score_as_one(data: str, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"

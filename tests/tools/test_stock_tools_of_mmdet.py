@@ -13,6 +13,8 @@ from mmengine.registry import MODELS, DefaultScope
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(mmdet.__file__).parent / ".mim/tools"
 STOCK = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
 CONFIG = f"""

@@ -17,6 +17,8 @@ from pycocotools import mask
 
 from apla_mm.options.shared_options import apply_shared_options
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ROOT / "configs/det/apla_vitb_custom.py"
 
 

@@ -26,6 +26,8 @@ from PIL import Image
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 STOCK_TRAIN, STOCK_TEST = (Path(mmseg.__file__).parent / f".mim/tools/{name}.py" for name in ("train", "test"))
 
 

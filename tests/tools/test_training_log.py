@@ -9,6 +9,8 @@ from helpers.logs import log_of, scalars_of
 from helpers.small_run import CONFIG, TRAIN, run_small
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.slow
+
 LRS = {"lr", "base_lr", "backbone.lr", "decode_head+auxiliary_head.lr"}
 
 

@@ -15,6 +15,8 @@ from mmengine.hooks import Hook
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.method import PartialLinear, find_projections
 
+pytestmark = pytest.mark.slow
+
 
 class Start(Hook):
     """Keeps the weights that training starts from, after init_weights."""

@@ -10,6 +10,8 @@ from apla_mm.measure import SavedTensors
 from apla_mm.method import adapt
 from apla_mm.method.recompute import MODES, set_recompute
 
+pytestmark = pytest.mark.slow
+
 
 def make(family: str) -> torch.nn.Module:
     scope, backbone, _ = BACKBONES[family]

@@ -27,6 +27,8 @@ from apla_mm.delta.base_file import save_base
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.tuning.delta_hook import DeltaHook
 
+pytestmark = pytest.mark.slow
+
 DELTA = dict(type="DeltaHook")
 
 

@@ -16,6 +16,8 @@ import apla_mm
 from apla_mm.method import PartialLinear
 from apla_mm.tuning.frozen_parts import check_train_keeps, requires_grad_of
 
+pytestmark = pytest.mark.slow
+
 SWINS = {
     "mmseg": BACKBONES["mmseg Swin"],
     "mmdet": BACKBONES["mmdet Swin"],

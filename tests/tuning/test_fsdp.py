@@ -25,6 +25,8 @@ from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.options.launching import join_processes, prepare_launch
 from apla_mm.tuning.fsdp import check_strategy
 
+pytestmark = pytest.mark.slow
+
 STRATEGY = ROOT / "configs/_base_/strategies/fsdp.py"
 NOT_ADAPTED_HERE = [dict(type="APLAHook", r=8)]
 
