@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 
-from apla_mm.measure import trainable_table
+from apla_mm.tuning.trainable import trainable_table
 from apla_mm.measure.saved_tensors import SavedTensors
 
 ROUNDS = 12
