@@ -1,5 +1,9 @@
 _base_ = "default_runtime.py"
 default_scope = "mmseg"
-default_hooks = dict(checkpoint=dict(save_best="mIoU"), visualization=dict(type="SegVisualizationHook"))
+default_hooks = dict(
+    checkpoint=dict(save_best="mIoU"),
+    lean_heads=dict(type="LeanHeadsHook"),
+    visualization=dict(type="SegVisualizationHook"),
+)
 visualizer = dict(type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer")
 tta_model = dict(type="SegTTAModel")
