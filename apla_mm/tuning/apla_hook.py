@@ -60,6 +60,8 @@ class APLAHook(TrainableCheckHook):
         recompute: What the targets' blocks compute again in backward, to save memory.
         target: Dotted path of the part of the model to adapt, or several; ``'backbone'`` by default.
         attentions: Further kinds of attention in the targets: ``{'package.module.Class': 'path.of.projection'}``.
+        frozen_dtype: What frozen weights of the targets' linear layers and convolutions are held in: ``'bfloat16'`` for
+            training under bfloat16 autocast, as of BFloat16OptimWrapper.
         train_norm: Train the norms of the targets too, but for those that the model has frozen itself, as of the next
             two.
         train_bias: Train all biases of the targets too.
@@ -83,6 +85,7 @@ class APLAHook(TrainableCheckHook):
         recompute: str | None = None,
         target: str | Sequence[str] | None = None,
         attentions: Mapping[str, str | None] | None = None,
+        frozen_dtype: str | None = None,
         train_norm: bool | None = None,
         train_bias: bool | None = None,
         train_pos_embed: bool | None = None,
@@ -94,7 +97,7 @@ class APLAHook(TrainableCheckHook):
         options = dict(
             r=r, channels=channels, blocks=blocks, seed=seed, trainable=trainable, recompute=recompute, target=target,
             train_norm=train_norm, train_bias=train_bias, train_pos_embed=train_pos_embed, frozen_eval=frozen_eval,
-            drop_path=drop_path, attentions=attentions,
+            drop_path=drop_path, attentions=attentions, frozen_dtype=frozen_dtype,
         )  # fmt: skip
         given = [name for name, value in options.items() if value is not None]
         self.adapts = any(name in _CHOOSING for name in given)
@@ -108,6 +111,8 @@ class APLAHook(TrainableCheckHook):
         )  # fmt: skip
         if attentions is not None:
             self.arguments["attentions"] = dict(attentions)
+        if frozen_dtype is not None:
+            self.arguments["frozen_dtype"] = frozen_dtype
         self.trainable = list(trainable or ())
         self.train = dict(norm=bool(train_norm), bias=bool(train_bias), pos_embed=bool(train_pos_embed))
         self.frozen_eval = frozen_eval is not False
