@@ -21,7 +21,8 @@ class _HoldsWeights(Changed):
     """Has frozen weights that are held; its state dict has them as they are in the host's memory, plain float32."""
 
     def _held(self) -> dict[str, HeldWeight]:
-        return {name: w for name, w in self._parameters.items() if isinstance(w, HeldWeight)}
+        parameters: dict[str, Any] = self._parameters
+        return {name: weight for name, weight in parameters.items() if isinstance(weight, HeldWeight)}
 
     def train(self, mode: bool = True) -> Any:
         """As of the plain module; takes over what was written where no version counter sees it."""

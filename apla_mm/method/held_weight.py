@@ -29,7 +29,7 @@ class _Held:
         seen: Version of the master that ``low`` is of.
     """
 
-    def __init__(self, master: nn.Parameter, low: Tensor) -> None:
+    def __init__(self, master: Tensor, low: Tensor) -> None:
         self.master, self.low, self.writes, self.seen = master, low, 0, _version(master)
 
     def refresh(self) -> None:
@@ -53,12 +53,14 @@ class HeldWeight(Tensor):
     # of torch's functions none is changed: operators are
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _held: _Held
+    _is_param: bool
     _seen: tuple[int, int]  # its own version, and how often it was written to, when both were last compared
-    _is_param = True
 
     @staticmethod
-    def __new__(cls, master: nn.Parameter, low: Tensor) -> "HeldWeight":
-        return cls._of(_Held(master, low))
+    def __new__(cls, master: Tensor, low: Tensor) -> "HeldWeight":
+        weight = cls._of(_Held(master, low))
+        weight._is_param = True  # for isinstance of nn.Parameter
+        return weight
 
     @classmethod
     def _of(cls, held: _Held) -> "HeldWeight":
@@ -73,7 +75,7 @@ class HeldWeight(Tensor):
         return weight
 
     @property
-    def master(self) -> nn.Parameter:
+    def master(self) -> Tensor:
         """The plain parameter, float32, in the host's memory."""
         return self._held.master
 
@@ -104,7 +106,7 @@ class HeldWeight(Tensor):
         return held.low.detach()
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -118,7 +120,7 @@ class HeldWeight(Tensor):
         whole: dict[_Held, Tensor] = {}
         of: dict[int, HeldWeight] = {}
 
-        def unheld(value: Any) -> Any:
+        def plain(value: Any) -> Any:
             if not isinstance(value, HeldWeight):
                 return value
             held = value._held
@@ -128,7 +130,7 @@ class HeldWeight(Tensor):
             return whole[held]
 
         written = list(_written(func, args, kwargs))
-        result = func(*tree_map(unheld, args), **tree_map(unheld, kwargs))
+        result = func(*tree_map(plain, args), **tree_map(plain, kwargs))
         for held in {weight._held for weight in written}:
             if held.master.device != whole[held].device:
                 held.master.detach().copy_(whole[held])
@@ -143,19 +145,19 @@ class HeldWeight(Tensor):
     @staticmethod
     def __tensor_unflatten__(inner: dict[str, Tensor], context: Any, size: Any, stride: Any) -> "HeldWeight":
         """Made again of these, for ``torch.compile``."""
-        return HeldWeight(inner["master"], inner["low"])  # type: ignore[arg-type]
+        return HeldWeight(inner["master"], inner["low"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "HeldWeight":
         if id(self) not in memo:
             with torch.no_grad():
                 master = nn.Parameter(self.master.detach().clone(), requires_grad=False)
-                memo[id(self)] = HeldWeight(master, self.low.clone()).requires_grad_(self.requires_grad)
+                memo[id(self)] = _rebuilt(master, self.low.clone(), self.requires_grad)
         return memo[id(self)]  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _rebuilt, (self.master, self.low, self.requires_grad)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"HeldWeight({tuple(self.shape)}, held in {self.low.dtype} on {self.low.device})"
 
 
@@ -176,13 +178,17 @@ def held(parameter: nn.Parameter, dtype: torch.dtype) -> HeldWeight:
 def unheld(weight: HeldWeight) -> nn.Parameter:
     """The plain parameter that was held, on the device where it acted."""
     master = weight.master
+    assert isinstance(master, nn.Parameter)
     if master.device != weight.device:
         master.data = master.data.to(weight.device)
-    return master.requires_grad_(weight.requires_grad)
+    master.requires_grad_(weight.requires_grad)
+    return master
 
 
 def _rebuilt(master: nn.Parameter, low: Tensor, requires_grad: bool) -> HeldWeight:
-    return HeldWeight(master, low).requires_grad_(requires_grad)
+    weight = HeldWeight(master, low)
+    weight.requires_grad_(requires_grad)
+    return weight
 
 
 def _version(tensor: Tensor) -> int:
