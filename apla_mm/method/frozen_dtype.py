@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .class_change import Changed, change, change_back
 from .held_weight import HeldWeight, held, unheld
@@ -138,7 +140,7 @@ def _weights_of(module: nn.Module) -> tuple[str, ...]:
 
 
 def _can_be_held(parameter: Tensor) -> bool:
-    plain = type(parameter) is nn.Parameter and not hasattr(parameter, "full_tensor")
+    plain = not is_lazy(parameter) and not is_traceable_wrapper_subclass(parameter)
     return plain and parameter.dtype == torch.float32 and not parameter.requires_grad and not parameter._is_view()
 
 

@@ -170,19 +170,25 @@ def held(parameter: nn.Parameter, dtype: torch.dtype) -> HeldWeight:
     """
     with torch.no_grad():
         low = parameter.detach().to(dtype)
-        if parameter.device.type not in ("cpu", "meta"):
-            parameter.data = parameter.data.cpu()
-        return HeldWeight(parameter, low)
+        return HeldWeight(parameter if parameter.is_meta else _moved(parameter, torch.device("cpu")), low)
 
 
 def unheld(weight: HeldWeight) -> nn.Parameter:
     """The plain parameter that was held, on the device where it acted."""
     master = weight.master
     assert isinstance(master, nn.Parameter)
-    if master.device != weight.device:
-        master.data = master.data.to(weight.device)
-    master.requires_grad_(weight.requires_grad)
-    return master
+    return _moved(master, weight.device).requires_grad_(weight.requires_grad)  # type: ignore[return-value]
+
+
+def _moved(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    """The same parameter on another device; where torch cannot move it in place, as to some accelerators, a new one."""
+    if parameter.device == device:
+        return parameter
+    data = parameter.data.to(device)
+    if not torch._has_compatible_shallow_copy_type(parameter, data):
+        return nn.Parameter(data, requires_grad=parameter.requires_grad)
+    parameter.data = data
+    return parameter
 
 
 def _rebuilt(master: nn.Parameter, low: Tensor, requires_grad: bool) -> HeldWeight:
