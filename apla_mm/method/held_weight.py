@@ -152,7 +152,8 @@ class HeldWeight(Tensor):
             with torch.no_grad():
                 master = nn.Parameter(self.master.detach().clone(), requires_grad=False)
                 memo[id(self)] = _rebuilt(master, self.low.clone(), self.requires_grad)
-        return memo[id(self)]  # type: ignore[no-any-return]
+        copied: HeldWeight = memo[id(self)]
+        return copied
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _rebuilt, (self.master, self.low, self.requires_grad)

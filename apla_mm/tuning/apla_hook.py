@@ -1,10 +1,12 @@
 """The hook that adapts a model."""
 
 import gc
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -12,6 +14,7 @@ from ..loading.base_from_config import prepare_to_load
 from ..loading.delta_meta import APLA_KEY, as_json
 from ..loading.weights_check_hook import add_weights_check
 from ..method import PartialLinear, Report
+from ..method.frozen_dtype import held_names
 from ..method.wrappers import is_wrapper, unwrapped
 from ..processes import in_every_process
 from ..text import quoted
@@ -148,6 +151,7 @@ class APLAHook(TrainableCheckHook):
             in_every_process(lambda: _check_adapted(model, self._adapted))
             self._trains = requires_grad_of(model)
             super().before_run(runner)
+            _warn_without_autocast(runner, model)
             if wrapped and self._trains != before and isinstance(runner, Runner):
                 _wrap_anew(runner, model)
             return
@@ -161,6 +165,7 @@ class APLAHook(TrainableCheckHook):
         if self.frozen_eval:
             self._evaluated = [m for part in self._adapted for m in frozen_modules(part, self.drop_path)]
         super().before_run(runner)
+        _warn_without_autocast(runner, model)
         if wrapped:
             _wrap_anew(runner, model)
 
@@ -249,6 +254,17 @@ def _wrap_anew(runner: Runner, model: nn.Module) -> None:
     runner.model = model
     gc.collect()  # with the old wrapper go the hooks that it left on the parameters
     runner.model = runner.wrap_model(runner.cfg.get("model_wrapper_cfg"), model)
+
+
+def _warn_without_autocast(runner: Runner, model: nn.Module) -> None:
+    if type(runner.optim_wrapper) is OptimWrapper and (names := held_names(model)):
+        print_log(
+            f"{len(names)} frozen weights that are held in another dtype act so under autocast alone, and OptimWrapper "
+            "has none: results are right, and slow on a GPU; use optim_wrapper=dict(type='BFloat16OptimWrapper', ...), "
+            "or leave frozen_dtype out",
+            logger="current",
+            level=logging.WARNING,
+        )
 
 
 def _adapted_by_itself(model: nn.Module) -> list[nn.Module]:
