@@ -23,7 +23,7 @@ from apla_mm.measure import SavedTensors
 from apla_mm.method import adapt, merge
 from apla_mm.method.frozen_dtype import held_names, hold_frozen, release_frozen
 from apla_mm.method.held_weight import HeldWeight
-from apla_mm.method.recompute import MODES
+from apla_mm.method.recompute import MODES, set_recompute
 from apla_mm.method.sharding import keep_whole
 
 FAMILIES = ["timm ViT", "timm ViT, layer scale", "mmseg ViT", "mmseg Swin"]
@@ -304,6 +304,16 @@ def test_a_model_that_is_not_adapted_is_held_too() -> None:
     assert_same(outputs(model, images()), outputs(plain, images()))
     release_frozen(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+@pytest.mark.parametrize("family", ["timm ViT", "mmseg ViT"])
+def test_recompute_may_change_afterwards(family: str) -> None:
+    model = adapted(family=family)
+    names, expected = held_names(model), gradients(model, images(family))
+    for mode in ("block", "mlp", "none"):
+        set_recompute(model, mode)
+        assert held_names(model) == names
+        assert_same(gradients(model, images(family)), expected)
 
 
 def test_unknown_dtype_changes_nothing() -> None:
