@@ -26,6 +26,9 @@ What is reached into, and why:
 - the frame of mmengine's ``load_state_dict``: see :func:`model_being_loaded`.
 - ``nn.Module._parameters``, ``_buffers``, ``_modules``, ``_non_persistent_buffers_set``, ``_load_from_state_dict`` and
   ``_save_to_state_dict``: what torch's own modules override and read, throughout ``method`` and ``delta``.
+- ``Tensor._make_wrapper_subclass``, ``torch._C._disabled_torch_function_impl``, ``Parameter``'s ``_is_param`` and
+  ``torch._has_compatible_shallow_copy_type``: what torch's own tensor subclasses and ``nn.Module.to`` use, in
+  ``method.held_weight``.
 
 ``measure`` also counts by what torch's profilers use (``_cdata`` of storages, ``torch.utils._python_dispatch``).
 """

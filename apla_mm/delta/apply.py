@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..method import PartialLinear
+from ..method.held_weight import HeldWeight
 from ..method.partial_linear import TrainedChannels
 from ..text import listed
 from .delta import Delta
@@ -212,7 +213,8 @@ def _check_tied(tensors: Mapping[str, Tensor], delta: Delta) -> None:
     names = defaultdict(list)
     for name, tensor in tensors.items():
         if tensor.numel():
-            names[tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()].append(name)
+            memory = tensor.master if isinstance(tensor, HeldWeight) else tensor
+            names[tensor.device, memory.data_ptr(), tensor.shape, tensor.stride()].append(name)
     for tied in names.values():
         if len(tied) > 1:
             results = {tensor_digest(_result(name, tensors[name], delta)) for name in tied}

@@ -1,12 +1,12 @@
 """Bytes that are kept for backward."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 
@@ -30,7 +30,7 @@ class SavedTensors:
     """
 
     def __init__(self, ignore: Iterable[Tensor] = ()) -> None:
-        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignore}
+        self._ignored = {part.untyped_storage()._cdata for tensor in ignore for part in _parts(tensor)}
         # held, so that no address is used for a second storage while counting
         self._saved: dict[int, torch.UntypedStorage] = {}
         self._made = _MadeStorages()
@@ -53,6 +53,15 @@ class SavedTensors:
         sizes = self._made.alive() | {address: storage.nbytes() for address, storage in self._saved.items()}
         self.bytes = sum(size for address, size in sizes.items() if address not in self._ignored)
         self._saved.clear()
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor, and those that it is made of, as one that is held in bfloat16."""
+    yield tensor
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        for name in names:
+            yield from _parts(getattr(tensor, name))
 
 
 class _MadeStorages(TorchDispatchMode):

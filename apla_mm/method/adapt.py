@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from .attention.fused import fused_kind
 from .attention.multihead import ProjectedMultiheadAttention, check_multihead
 from .class_change import Changed, change, change_back
+from .frozen_dtype import check_frozen_dtype, hold_frozen, release_frozen
 from .names import projection_of
 from .partial_linear import PartialLinear
 from .projections import Attentions, Projection, also_known, attention_names, find_projections
@@ -36,11 +37,13 @@ class Report:
     """What :func:`adapt` did.
 
     Attributes:
-        arguments: Of :func:`adapt`: r, seed, channels, blocks, trainable, recompute, attentions.
+        arguments: Of :func:`adapt`: r, seed, channels, blocks, trainable, recompute, and attentions and frozen_dtype
+            where they were given.
         projections: The adapted projections, in the model's order.
         trained: Parameters that train, in the projections and elsewhere.
         total: Parameters of the plain model.
         replaced: Names of the attentions that a fused one now computes for, since theirs keeps N x N matrices.
+        held: Names of the frozen weights that are held in ``frozen_dtype``.
     """
 
     arguments: dict[str, Any] = field(compare=False)
@@ -48,6 +51,7 @@ class Report:
     trained: int
     total: int
     replaced: tuple[str, ...] = field(default=(), compare=False)
+    held: tuple[str, ...] = field(default=(), compare=False)
 
     def save_channels(self, path: str | Path) -> None:
         """Write the channels as JSON, to be read again as ``adapt(model, channels=path)``."""
@@ -60,7 +64,9 @@ class Report:
         where = f"in each of {len(self.projections)} projections" if r else "in any projection"
         share = f"{self.trained:,} of {self.total:,} parameters train ({self.trained / self.total:.2%})"
         fused = f"; {len(self.replaced)} attentions replaced by fused ones" if self.replaced else ""
-        return f"APLA: {channels} channels train {where}; {share}{fused}"
+        dtype = self.arguments.get("frozen_dtype")
+        held = f"; {len(self.held)} frozen weights held in {dtype}" if dtype else ""
+        return f"APLA: {channels} channels train {where}; {share}{fused}{held}"
 
 
 def adapt(
@@ -73,6 +79,7 @@ def adapt(
     trainable: Sequence[str] = (),
     recompute: str = "none",
     attentions: Attentions | None = None,
+    frozen_dtype: str = "float32",
 ) -> Report:
     """Adapt a model in place: of all its parameters only the chosen channels of its projections train from now on.
 
@@ -95,6 +102,9 @@ def adapt(
             ``'block'``; see :func:`~.recompute.set_recompute`.
         attentions: Further kinds of attention, for this call alone: ``{'package.module.Class': 'path.of.projection'}``.
             They win over what is known. A path of None leaves modules of that class frozen.
+        frozen_dtype: What frozen weights of linear layers and convolutions are held in on the device: ``'bfloat16'``
+            for training under bfloat16 autocast, with the same outputs and gradients; see
+            :func:`~.frozen_dtype.hold_frozen`. ``'float32'`` leaves them alone.
 
     Returns:
         The report.
@@ -110,6 +120,8 @@ def adapt(
         r=r, seed=seed, channels=channels, blocks=blocks, trainable=list(trainable), recompute=recompute
     )
     arguments |= dict(attentions=attention_names(attentions)) if attentions else {}
+    arguments |= dict(frozen_dtype=frozen_dtype) if frozen_dtype != "float32" else {}
+    check_frozen_dtype(frozen_dtype)
     projections = _choose_blocks(found, blocks)
     plan = _choose_channels(projections, r, seed, channels)
     adapted_before = [name for name, module in model.named_modules() if isinstance(module, PartialLinear)]
@@ -124,6 +136,7 @@ def adapt(
     with also_known(attentions):
         set_recompute(model, recompute)  # the last that may refuse; from here on the model changes
 
+    release_frozen(model)
     known = {p.attention: p for p in found}
     replaced = tuple(name for name, module in model.named_modules() if module in known and _fuse(known[module]))
     model.requires_grad_(False)
@@ -145,7 +158,8 @@ def adapt(
         for p, chosen in zip(projections, plan, strict=True)
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Report(arguments, tuple(done), trained, count_parameters(model), replaced)
+    held = hold_frozen(model, frozen_dtype)
+    return Report(arguments, tuple(done), trained, count_parameters(model), replaced, tuple(held))
 
 
 def merge(model: nn.Module) -> nn.Module:

@@ -16,7 +16,12 @@ class Changed(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # derived classes have no name by which they could be found again
-        return _unpickle, _MADE_OF[type(self)], self.__dict__
+        chain: list[type] = []
+        cls: Any = type(self)
+        while cls in _MADE_OF:
+            how, cls = _MADE_OF[cls]
+            chain.append(how)
+        return _unpickle, (*chain, cls), self.__dict__
 
     def _before_change_back(self) -> None:
         """Take away what was added to the plain module."""
@@ -41,9 +46,14 @@ def change(module: nn.Module, how: type[_T]) -> _T:
     return module
 
 
-def change_back(module: nn.Module) -> None:
-    """Have a module be what it was. One that was not changed is left alone."""
-    if isinstance(module, Changed):
+def change_back(module: nn.Module, how: type[Changed] = Changed) -> None:
+    """Have a module be what it was. One that was not changed is left alone.
+
+    Args:
+        module: The module, which may have been changed several times.
+        how: Changes are undone from the last one on, until none of this kind is left.
+    """
+    while isinstance(module, how):
         module._before_change_back()
         module.__class__ = _MADE_OF[type(module)][1]  # type: ignore[assignment]
 
@@ -57,6 +67,9 @@ def _derived(how: type[Changed], plain: type[nn.Module]) -> type[Changed]:
     return _DERIVED[how, plain]
 
 
-def _unpickle(how: type[Changed], plain: type[nn.Module]) -> nn.Module:
-    derived = _derived(how, plain)
-    return derived.__new__(derived)
+def _unpickle(*chain: Any) -> nn.Module:
+    *changes, derived = chain
+    for how in reversed(changes):
+        derived = _derived(how, derived)
+    module: nn.Module = derived.__new__(derived)
+    return module

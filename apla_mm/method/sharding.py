@@ -3,6 +3,8 @@
 import torch.distributed
 from torch import nn
 
+from ..text import quoted
+from .frozen_dtype import held_names
 from .partial_linear import PartialLinear
 
 
@@ -25,8 +27,13 @@ def keep_whole(model: nn.Module) -> list[nn.Parameter]:
         The parameters that train, after a broadcast from rank 0.
 
     Raises:
-        ValueError: Everything trains, or nothing.
+        ValueError: Everything trains, or nothing, or frozen weights are held in another dtype.
     """
+    if names := held_names(model):
+        raise ValueError(
+            f"{quoted(names, 2)} are held in another dtype, and FullyShardedDataParallel shards plain ones: leave "
+            "frozen_dtype out"
+        )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not 0 < len(trained) < len(list(model.parameters())):
         raise ValueError(

@@ -36,6 +36,7 @@ _LEFT_OUT = (
     "*.init_cfg*",
     "*.pretrained*",
     "*.recompute",
+    "*.frozen_dtype",
     "custom_hooks.APLAHook.prove",
     "custom_hooks.APLAHook.depth",
     "custom_hooks.APLAHook.patience",

@@ -1,10 +1,12 @@
 """The hook that adapts a model."""
 
 import gc
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -12,6 +14,7 @@ from ..loading.base_from_config import prepare_to_load
 from ..loading.delta_meta import APLA_KEY, as_json
 from ..loading.weights_check_hook import add_weights_check
 from ..method import PartialLinear, Report
+from ..method.frozen_dtype import held_names
 from ..method.wrappers import is_wrapper, unwrapped
 from ..processes import in_every_process
 from ..text import quoted
@@ -60,6 +63,8 @@ class APLAHook(TrainableCheckHook):
         recompute: What the targets' blocks compute again in backward, to save memory.
         target: Dotted path of the part of the model to adapt, or several; ``'backbone'`` by default.
         attentions: Further kinds of attention in the targets: ``{'package.module.Class': 'path.of.projection'}``.
+        frozen_dtype: What frozen weights of the targets' linear layers and convolutions are held in: ``'bfloat16'`` for
+            training under bfloat16 autocast, as of BFloat16OptimWrapper.
         train_norm: Train the norms of the targets too, but for those that the model has frozen itself, as of the next
             two.
         train_bias: Train all biases of the targets too.
@@ -83,6 +88,7 @@ class APLAHook(TrainableCheckHook):
         recompute: str | None = None,
         target: str | Sequence[str] | None = None,
         attentions: Mapping[str, str | None] | None = None,
+        frozen_dtype: str | None = None,
         train_norm: bool | None = None,
         train_bias: bool | None = None,
         train_pos_embed: bool | None = None,
@@ -94,7 +100,7 @@ class APLAHook(TrainableCheckHook):
         options = dict(
             r=r, channels=channels, blocks=blocks, seed=seed, trainable=trainable, recompute=recompute, target=target,
             train_norm=train_norm, train_bias=train_bias, train_pos_embed=train_pos_embed, frozen_eval=frozen_eval,
-            drop_path=drop_path, attentions=attentions,
+            drop_path=drop_path, attentions=attentions, frozen_dtype=frozen_dtype,
         )  # fmt: skip
         given = [name for name, value in options.items() if value is not None]
         self.adapts = any(name in _CHOOSING for name in given)
@@ -108,6 +114,8 @@ class APLAHook(TrainableCheckHook):
         )  # fmt: skip
         if attentions is not None:
             self.arguments["attentions"] = dict(attentions)
+        if frozen_dtype is not None:
+            self.arguments["frozen_dtype"] = frozen_dtype
         self.trainable = list(trainable or ())
         self.train = dict(norm=bool(train_norm), bias=bool(train_bias), pos_embed=bool(train_pos_embed))
         self.frozen_eval = frozen_eval is not False
@@ -143,6 +151,7 @@ class APLAHook(TrainableCheckHook):
             in_every_process(lambda: _check_adapted(model, self._adapted))
             self._trains = requires_grad_of(model)
             super().before_run(runner)
+            _warn_without_autocast(runner, model)
             if wrapped and self._trains != before and isinstance(runner, Runner):
                 _wrap_anew(runner, model)
             return
@@ -156,6 +165,7 @@ class APLAHook(TrainableCheckHook):
         if self.frozen_eval:
             self._evaluated = [m for part in self._adapted for m in frozen_modules(part, self.drop_path)]
         super().before_run(runner)
+        _warn_without_autocast(runner, model)
         if wrapped:
             _wrap_anew(runner, model)
 
@@ -244,6 +254,17 @@ def _wrap_anew(runner: Runner, model: nn.Module) -> None:
     runner.model = model
     gc.collect()  # with the old wrapper go the hooks that it left on the parameters
     runner.model = runner.wrap_model(runner.cfg.get("model_wrapper_cfg"), model)
+
+
+def _warn_without_autocast(runner: Runner, model: nn.Module) -> None:
+    if type(runner.optim_wrapper) is OptimWrapper and (names := held_names(model)):
+        print_log(
+            f"{len(names)} frozen weights that are held in another dtype act so under autocast alone, and OptimWrapper "
+            "has none: results are right, and slow on a GPU; use optim_wrapper=dict(type='BFloat16OptimWrapper', ...), "
+            "or leave frozen_dtype out",
+            logger="current",
+            level=logging.WARNING,
+        )
 
 
 def _adapted_by_itself(model: nn.Module) -> list[nn.Module]:
