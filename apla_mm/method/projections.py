@@ -302,6 +302,12 @@ def attention_names(attentions: Attentions) -> dict[str, str | None]:
     return checked
 
 
+def left_frozen(module: nn.Module) -> bool:
+    """Whether a module is of a kind of attention that is known to have no projection, and stays frozen."""
+    kind = _kind(module)
+    return kind is not None and _path(kind) is None
+
+
 def _kind(module: nn.Module) -> str | None:
     """The class, as it is known, that says where a module's projection is."""
     local = _LOCAL.get()

@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from apla_mm.method import find_projections
 from apla_mm.method.attention.recognition import attends
+from apla_mm.method.projections import left_frozen
 from apla_mm.text import table
 from apla_mm.tuning.adapt_runner import adapt_parts
 
@@ -138,9 +139,9 @@ def passed_over(model: nn.Module) -> Iterator[str]:
     """Classes of modules that look like attention and of which no projection is known."""
     known = {module for one in find_projections(model) for module in one.attention.modules()}
     for module in model.modules():
-        if module in known or any(child in known for child in module.modules()) or not attends(module, known):
-            continue
-        yield type(module).__name__
+        holds_one = any(child in known for child in module.modules())
+        if not (module in known or holds_one or left_frozen(module)) and attends(module, known):
+            yield type(module).__name__
 
 
 def without_weights(settings: Any) -> Any:
