@@ -1,0 +1,87 @@
+"""What is computed again gives the same to the bit, and keeps less."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from apla_mm.dense.recompute import last_layer, recomputed
+from apla_mm.measure.saved_tensors import SavedTensors
+
+
+class Head(nn.Module):
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        stages = []
+        for _ in range(3):
+            stages += [nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Upsample(scale_factor=2)]
+        self.stages = nn.Sequential(*stages)
+        self.dropout = nn.Dropout2d(dropout)
+        self.last = nn.Conv2d(8, 20, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.stages(x))
+        with last_layer():
+            return self.last(x)
+
+
+def step(head: Head, x: Tensor, again: bool) -> list[Tensor]:
+    torch.manual_seed(1)
+    x = x.clone().requires_grad_()
+    y = recomputed(head, x, part=head) if again else head(x)
+    y.square().mean().backward()
+    return [y, x.grad, *(p.grad for p in head.parameters()), *head.state_dict().values()]  # type: ignore[list-item]
+
+
+def test_outputs_gradients_and_statistics_to_the_bit() -> None:
+    head = Head().train()
+    head.stages[1].momentum = None  # type: ignore[union-attr]  # the mean of all batches
+    other, x = copy.deepcopy(head), torch.randn(2, 8, 6, 5)
+    for _ in range(2):
+        pairs = zip(step(head, x, False), step(other, x, True), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert other.stages[1].momentum is None and other.stages[5].momentum == 0.1  # type: ignore[union-attr]
+
+
+def test_frozen_statistics_and_no_gradient() -> None:
+    head, x = Head(0).eval(), torch.randn(1, 8, 4, 4)
+    before = copy.deepcopy(head.state_dict())
+    with torch.no_grad():
+        assert torch.equal(recomputed(head, x, part=head), head(x))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), head.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast(dtype: torch.dtype) -> None:
+    head = Head().train()
+    other, x = copy.deepcopy(head), torch.randn(2, 8, 6, 5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        pairs = zip(step(head, x, False), step(other, x, True), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_convolutions_outputs_alone_are_kept() -> None:
+    """Counted by what is alive: what a checkpoint keeps is no saved tensor."""
+    import gc
+
+    head, x = Head().train(), torch.randn(1, 8, 16, 16, requires_grad=True)
+
+    def alive() -> int:
+        gc.collect()
+        own = {p.data_ptr() for p in (*head.parameters(), *head.buffers(), x)}
+        found: dict[int, int] = {}
+        for one in gc.get_objects():
+            if isinstance(one, Tensor) and one.data_ptr() not in own:
+                found[one.data_ptr()] = one.untyped_storage().nbytes()
+        return sum(found.values())
+
+    before = alive()
+    y: Any = recomputed(head, x, part=head)
+    kept = alive() - before - y.untyped_storage().nbytes()
+    convolutions = 8 * 4 * sum(side * side for side in (16, 32, 64))
+    assert convolutions <= kept < 1.05 * convolutions + 2**14
+    with SavedTensors(ignore=[*head.parameters(), *head.buffers()]) as saved:
+        head(x)
+    assert saved.bytes > 3 * kept
