@@ -1,0 +1,237 @@
+"""mmseg's segmentors with labels from the heads' small logits: no logits of all classes at the image's size.
+
+What can be had:
+
+- ``test_cfg.mode='whole'``: nothing of size ``(B, C, H, W)``, neither at the padded input's size nor at the original
+  one. A batch keeps the head's own logits until its labels are there.
+- ``mode='slide'``: mmseg adds up all windows at the input's size. Here each window's small logits are kept, and the
+  mean is made strip by strip, where they are smaller than the sum all together; where not, the sum is kept, once, and
+  windows are added in place.
+- A head with a ``predict`` of its own (Mask2Former, MaskFormer, PointRend, SAN) gives logits at the input's size. They
+  stay, and what comes behind them is done by strips.
+- Results have no ``seg_logits``. Test-time augmentation averages them: a model inside of mmengine's ``BaseTTAModel`` is
+  left alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from mmengine.model import BaseTTAModel
+from mmengine.structures import PixelData
+from mmseg.models.decode_heads import DAHead, EncHead, SETRMLAHead, SETRUPHead
+from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
+from mmseg.models.segmentors.base import BaseSegmentor
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+from ...dense import Crop, Flip, Resize, ResizedLogits, Windows, resized_labels
+from ...method.class_change import Changed, change
+from ..heads.lean_heads import LeanHead, LeanSETRMLAHead, LeanSETRUPHead
+
+
+class LeftAlone(NamedTuple):
+    """What still makes logits of all classes at the image's size.
+
+    Attributes:
+        name: Of the module, as in ``named_modules()``; empty for the model itself.
+        reason: Why.
+    """
+
+    name: str
+    reason: str
+
+
+class LeanInference(Changed):
+    """A segmentor that predicts labels alone, strip by strip.
+
+    Attributes:
+        small: Whether its head's small logits can be had; if not, logits at the input's size are.
+    """
+
+    small: bool
+
+    def _before_change_back(self) -> None:
+        del self.small
+
+    def predict(self: Any, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None) -> Any:
+        """As the plain segmentor's, with ``pred_sem_seg`` (1, H, W) in each result and without ``seg_logits``.
+
+        Args:
+            inputs: (B, 3, H, W).
+            data_samples: One for each image, with metas as mmseg's pipelines make them; None for labels at the input's
+                size.
+
+        Returns:
+            The samples, or new ones.
+        """
+        mode = self.test_cfg.get("mode")
+        if not self.small or mode not in ("whole", "slide"):
+            return super().predict(inputs, data_samples)  # type: ignore[misc]
+        size = inputs.shape[2:]
+        if data_samples is None:
+            metas = [dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0, 0, 0, 0])] * len(inputs)
+        else:
+            metas = [sample.metainfo for sample in data_samples]
+        logits = _windows(self, inputs, metas) if mode == "slide" else _small_logits(self, inputs, metas)
+        return _with_labels(self, logits, data_samples)
+
+    def postprocess_result(
+        self: Any, seg_logits: Tensor, data_samples: Sequence[SegDataSample] | None = None
+    ) -> Sequence[SegDataSample]:
+        """As the plain segmentor's, of logits (B, C, H, W) at the input's size, and without ``seg_logits``."""
+        return _with_labels(self, ResizedLogits(seg_logits), data_samples)
+
+
+def make_inference_lean(model: nn.Module) -> list[LeftAlone]:
+    """Have all segmentors of mmseg's in a model predict labels without logits of the image's size, in place.
+
+    ``pred_sem_seg`` stays what it is but for ties, and state dicts and training do; results lose ``seg_logits``.
+    :func:`apla_mm.method.class_change.change_back` undoes it.
+
+    Args:
+        model: A segmentor, or what holds some.
+
+    Returns:
+        What was left alone, in part or wholly, and why: a segmentor, or the head of one that was changed.
+    """
+    alone: list[LeftAlone] = []
+    averaged = [name for name, module in model.named_modules() if isinstance(module, BaseTTAModel)]
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LeanInference) or not isinstance(module, BaseSegmentor):
+            continue
+        kind = type(module).__name__
+        if any(outer == "" or name.startswith(f"{outer}.") for outer in averaged):
+            alone.append(LeftAlone(name, f"{kind} is in a model for test-time augmentation, which averages its logits"))
+        elif type(module).postprocess_result is not BaseSegmentor.postprocess_result:
+            alone.append(LeftAlone(name, f"{kind} has a postprocess_result of its own"))
+        else:
+            reason = _why_not_small(module)
+            change(module, LeanInference).small = not reason
+            if reason:
+                alone.append(LeftAlone(f"{name}.decode_head".lstrip("."), reason))
+    return alone
+
+
+def _why_not_small(segmentor: Any) -> str:
+    """Why a segmentor's logits are at the input's size at least; empty if smaller ones can be had."""
+    cls = type(segmentor)
+    base = CascadeEncoderDecoder if isinstance(segmentor, CascadeEncoderDecoder) else EncoderDecoder
+    for method in ("predict", "inference", "whole_inference", "slide_inference", "encode_decode"):
+        if getattr(cls, method, None) is not getattr(base, method):
+            return f"{cls.__name__} has its own {method}: logits stay at the input's size"
+    head = _last_head(segmentor)
+    own = type(head)
+    if getattr(own, "predict_by_feat", None) is not BaseDecodeHead.predict_by_feat or own.predict not in _PREDICTS:
+        return f"{own.__name__} predicts in its own way: logits stay at the input's size"
+    return ""
+
+
+def _last_head(segmentor: Any) -> Any:
+    heads = segmentor.decode_head
+    return heads[-1] if isinstance(heads, nn.ModuleList) else heads
+
+
+def _small_logits(segmentor: Any, inputs: Tensor, metas: list[dict[str, Any]]) -> ResizedLogits:
+    """What ``encode_decode`` gives, before the head's own resizing."""
+    features = [segmentor.extract_feat(inputs)]
+    head = _last_head(segmentor)
+    if isinstance(segmentor, CascadeEncoderDecoder):
+        out = segmentor.decode_head[0].forward(*features)
+        for i in range(1, segmentor.num_stages - 1):
+            out = segmentor.decode_head[i].forward(*features, out)
+        features.append(out)
+    logits, upsampling = _before_upsampling(head)(*features)
+    steps = []
+    if upsampling is not None:
+        # an empty batch tells the size
+        steps.append(Resize(tuple(upsampling(logits[:0]).shape[2:]), bool(upsampling.align_corners)))
+    elif isinstance(logits, tuple):
+        logits = logits[0]  # the others are for EncHead's and DAHead's losses
+    empty = logits.new_zeros(0, 1, *(steps[0].size if steps else logits.shape[2:]))
+    steps.append(Resize(tuple(head.predict_by_feat(empty, metas).shape[2:]), head.align_corners))
+    return ResizedLogits(logits, steps)
+
+
+def _before_upsampling(head: Any) -> Callable[..., Any]:
+    """Gives logits, and the upsampling that they still need to be the head's, if there is one."""
+    if isinstance(head, LeanHead):
+        return head._small
+    if type(head) in _UPSAMPLED_LAST:
+        return _UPSAMPLED_LAST[type(head)].__get__(head)
+    return lambda *features: (head.forward(*features), None)
+
+
+def _windows(segmentor: Any, inputs: Tensor, metas: list[dict[str, Any]]) -> ResizedLogits:
+    """The mean that ``slide_inference`` gives, of the windows that it has."""
+    batch, _, height, width = inputs.shape
+    places = _places(height, width, segmentor.test_cfg.crop_size, segmentor.test_cfg.stride)
+    parts: list[tuple[ResizedLogits, int, int]] = []
+    total: Tensor | None = None
+    for top, left, bottom, right in places:
+        crop = inputs[:, :, top:bottom, left:right]
+        metas[0]["img_shape"] = crop.shape[2:]
+        part = _small_logits(segmentor, crop, metas)
+        small_height, small_width = part.logits.shape[2:]
+        if not parts and total is None and small_height * small_width * len(places) > height * width:
+            total = inputs.new_zeros(batch, part.shape[1], height, width)
+        if total is None:
+            parts.append((part, top, left))
+        else:
+            part.add_to(total[:, :, top:bottom, left:right])
+    if total is None:
+        return ResizedLogits(Windows(parts, (height, width)))
+    count = total.new_zeros(1, 1, height, width)
+    for top, left, bottom, right in places:
+        count[:, :, top:bottom, left:right] += 1
+    return ResizedLogits(total.div_(count))
+
+
+def _places(height: int, width: int, crop: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """Top, left, bottom and right of each of mmseg's windows, in its order."""
+    (height_crop, width_crop), (height_stride, width_stride) = crop, stride
+    places = []
+    for row in range(max(height - height_crop + height_stride - 1, 0) // height_stride + 1):
+        for column in range(max(width - width_crop + width_stride - 1, 0) // width_stride + 1):
+            bottom = min(row * height_stride + height_crop, height)
+            right = min(column * width_stride + width_crop, width)
+            places.append((max(bottom - height_crop, 0), max(right - width_crop, 0), bottom, right))
+    return places
+
+
+def _with_labels(
+    segmentor: Any, logits: ResizedLogits, samples: Sequence[SegDataSample] | None
+) -> Sequence[SegDataSample]:
+    """Put each image's labels, at its original size, into its sample."""
+    given = samples is not None
+    if samples is None:
+        samples = [SegDataSample() for _ in range(logits.shape[0])]
+    single = logits.shape[1] == 1
+    for i, sample in enumerate(samples):
+        steps = _steps_to_original(sample.metainfo, segmentor.align_corners) if given else []
+        threshold = _last_head(segmentor).threshold if single else None
+        label = resized_labels(logits.image(i), steps, threshold=threshold)
+        # mmseg's labels of a single channel have the logits' dtype
+        sample.set_data(dict(pred_sem_seg=PixelData(data=label.to(logits.logits.dtype) if single else label)))
+    return samples
+
+
+def _steps_to_original(meta: dict[str, Any], align_corners: bool) -> list[Crop | Flip | Resize]:
+    """What mmseg does to an image's logits at the input's size, in its order."""
+    padding = meta["img_padding_size"] if "img_padding_size" in meta else meta.get("padding_size", [0] * 4)
+    steps: list[Crop | Flip | Resize] = [Crop(*(int(side) for side in padding))]
+    if meta.get("flip"):
+        steps.append(Flip(str(meta.get("flip_direction"))))
+    height, width = meta["ori_shape"]
+    return [*steps, Resize((int(height), int(width)), align_corners)]
+
+
+#: what gives the small logits to ``predict_by_feat`` as they are
+_PREDICTS = (BaseDecodeHead.predict, BaseCascadeDecodeHead.predict, EncHead.predict, DAHead.predict)
+
+#: plain heads whose classifier and last upsampling commute
+_UPSAMPLED_LAST: dict[type[nn.Module], Any] = {
+    SETRUPHead: LeanSETRUPHead._small,
+    SETRMLAHead: LeanSETRMLAHead._small,
+}
