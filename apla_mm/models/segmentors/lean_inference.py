@@ -8,7 +8,7 @@ What can be had:
   mean is made strip by strip, where they are smaller than the sum all together; where not, the sum is kept, once, and
   windows are added in place.
 - A head with a ``predict`` of its own (Mask2Former, MaskFormer, PointRend, SAN) gives logits at the input's size. They
-  stay, and what comes behind them is done by strips.
+  stay, and what comes behind them is done by strips; windows are added in place.
 - Results have no ``seg_logits``. Test-time augmentation averages them: a model inside of mmengine's ``BaseTTAModel`` is
   left alone.
 """
@@ -47,13 +47,15 @@ class LeanInference(Changed):
     """A segmentor that predicts labels alone, strip by strip.
 
     Attributes:
-        small: Whether its head's small logits can be had; if not, logits at the input's size are.
+        usual: Whether it predicts as mmseg's own; if not, only its postprocessing is changed.
+        small: Whether its head's small logits can be had; if not, ``encode_decode`` gives them at the input's size.
     """
 
+    usual: bool
     small: bool
 
     def _before_change_back(self) -> None:
-        del self.small
+        del self.usual, self.small
 
     def predict(self: Any, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None) -> Any:
         """As the plain segmentor's, with ``pred_sem_seg`` (1, H, W) in each result and without ``seg_logits``.
@@ -67,14 +69,14 @@ class LeanInference(Changed):
             The samples, or new ones.
         """
         mode = self.test_cfg.get("mode")
-        if not self.small or mode not in ("whole", "slide"):
+        if not self.usual or mode not in ("whole", "slide"):
             return super().predict(inputs, data_samples)  # type: ignore[misc]
         size = inputs.shape[2:]
         if data_samples is None:
             metas = [dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0, 0, 0, 0])] * len(inputs)
         else:
             metas = [sample.metainfo for sample in data_samples]
-        logits = _windows(self, inputs, metas) if mode == "slide" else _small_logits(self, inputs, metas)
+        logits = _windows(self, inputs, metas) if mode == "slide" else _logits(self, inputs, metas)
         return _with_labels(self, logits, data_samples)
 
     def postprocess_result(
@@ -107,25 +109,35 @@ def make_inference_lean(model: nn.Module) -> list[LeftAlone]:
         elif type(module).postprocess_result is not BaseSegmentor.postprocess_result:
             alone.append(LeftAlone(name, f"{kind} has a postprocess_result of its own"))
         else:
-            reason = _why_not_small(module)
-            change(module, LeanInference).small = not reason
-            if reason:
-                alone.append(LeftAlone(f"{name}.decode_head".lstrip("."), reason))
+            unusual, large = _why_not_usual(module), _why_not_small(module)
+            lean = change(module, LeanInference)
+            lean.usual, lean.small = not unusual, not unusual and not large
+            if unusual:
+                alone.append(LeftAlone(name, f"{unusual}: logits stay at the input's size"))
+            elif large:
+                alone.append(LeftAlone(f"{name}.decode_head".lstrip("."), f"{large}: logits stay at the input's size"))
     return alone
 
 
+def _why_not_usual(segmentor: Any) -> str:
+    """What a segmentor does in another way than mmseg's own; empty if nothing."""
+    cls = type(segmentor)
+    for method in ("predict", "inference", "whole_inference", "slide_inference"):
+        if getattr(cls, method, None) is not getattr(EncoderDecoder, method):
+            return f"{cls.__name__} has its own {method}"
+    return ""
+
+
 def _why_not_small(segmentor: Any) -> str:
-    """Why a segmentor's logits are at the input's size at least; empty if smaller ones can be had."""
+    """Why logits that are smaller than the input cannot be had; empty if they can."""
     cls = type(segmentor)
     base = CascadeEncoderDecoder if isinstance(segmentor, CascadeEncoderDecoder) else EncoderDecoder
-    for method in ("predict", "inference", "whole_inference", "slide_inference", "encode_decode"):
-        if getattr(cls, method, None) is not getattr(base, method):
-            return f"{cls.__name__} has its own {method}: logits stay at the input's size"
-    head = _last_head(segmentor)
-    own = type(head)
-    if getattr(own, "predict_by_feat", None) is not BaseDecodeHead.predict_by_feat or own.predict not in _PREDICTS:
-        return f"{own.__name__} predicts in its own way: logits stay at the input's size"
-    return ""
+    if getattr(cls, "encode_decode", None) is not base.encode_decode:
+        return f"{cls.__name__} has its own encode_decode"
+    head = type(_last_head(segmentor))
+    if getattr(head, "predict_by_feat", None) is BaseDecodeHead.predict_by_feat and head.predict in _PREDICTS:
+        return ""
+    return f"{head.__name__} predicts in its own way"
 
 
 def _last_head(segmentor: Any) -> Any:
@@ -133,8 +145,10 @@ def _last_head(segmentor: Any) -> Any:
     return heads[-1] if isinstance(heads, nn.ModuleList) else heads
 
 
-def _small_logits(segmentor: Any, inputs: Tensor, metas: list[dict[str, Any]]) -> ResizedLogits:
-    """What ``encode_decode`` gives, before the head's own resizing."""
+def _logits(segmentor: Any, inputs: Tensor, metas: list[dict[str, Any]]) -> ResizedLogits:
+    """What ``encode_decode`` gives, and not yet resized where that can be."""
+    if not segmentor.small:
+        return ResizedLogits(segmentor.encode_decode(inputs, metas))
     features = [segmentor.extract_feat(inputs)]
     head = _last_head(segmentor)
     if isinstance(segmentor, CascadeEncoderDecoder):
@@ -143,7 +157,7 @@ def _small_logits(segmentor: Any, inputs: Tensor, metas: list[dict[str, Any]]) -
             out = segmentor.decode_head[i].forward(*features, out)
         features.append(out)
     logits, upsampling = _before_upsampling(head)(*features)
-    steps = []
+    steps: list[Resize] = []
     if upsampling is not None:
         # an empty batch tells the size
         steps.append(Resize(tuple(upsampling(logits[:0]).shape[2:]), bool(upsampling.align_corners)))
@@ -172,9 +186,9 @@ def _windows(segmentor: Any, inputs: Tensor, metas: list[dict[str, Any]]) -> Res
     for top, left, bottom, right in places:
         crop = inputs[:, :, top:bottom, left:right]
         metas[0]["img_shape"] = crop.shape[2:]
-        part = _small_logits(segmentor, crop, metas)
-        small_height, small_width = part.logits.shape[2:]
-        if not parts and total is None and small_height * small_width * len(places) > height * width:
+        part = _logits(segmentor, crop, metas)
+        kept = part.logits.shape[2] * part.logits.shape[3] * len(places)
+        if not parts and total is None and kept > height * width:
             total = inputs.new_zeros(batch, part.shape[1], height, width)
         if total is None:
             parts.append((part, top, left))
