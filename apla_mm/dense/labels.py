@@ -1,11 +1,11 @@
-"""Labels of logits that are resized to an image's size, without the resized logits."""
+"""Labels of logits that are resized to an image's size, without the resized logits; of one view of it or several."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .resized_logits import ResizedLogits, Step, Windows, strips_of
+from .resized_logits import ResizedLogits, Step, Windows, strips_of, strips_within
 
 
 @torch.no_grad()
@@ -34,10 +34,7 @@ def resized_labels(
     Raises:
         ValueError: Shapes, dtypes or steps do not fit, or one channel without a threshold, or several with one.
     """
-    if isinstance(logits, ResizedLogits):
-        steps = (*logits.steps, *steps)
-        logits = logits.logits
-    resized = ResizedLogits(logits, steps)
+    resized = logits.behind(steps) if isinstance(logits, ResizedLogits) else ResizedLogits(logits, steps)
     batch, channels, height, width = resized.shape
     if (channels == 1) != (threshold is not None):
         raise ValueError(f"threshold={threshold} of {channels} channels: it is for one channel, which needs it")
@@ -48,6 +45,40 @@ def resized_labels(
                 labels[:, start:end] = strip[:, 0].sigmoid() > threshold
             else:
                 labels[:, start:end] = _argmax(strip)
+    return labels
+
+
+@torch.no_grad()
+def averaged_labels(views: Sequence[ResizedLogits], *, budget: int | None = None) -> Tensor:
+    """The class of each pixel with the largest mean of its softmax over several views, strip by strip of rows.
+
+    Equal to the softmax of all views' resized logits, added in their order, divided and ``argmax(1)`` but for ties.
+
+    Args:
+        views: Each gives (B, C, H, W), as many and as large as the others: of test-time augmentation.
+        budget: Bytes of a strip; None for what suits the device.
+
+    Returns:
+        (B, H, W), int64.
+
+    Raises:
+        ValueError: No views, or some that differ in what they give.
+    """
+    shapes = {view.shape for view in views}
+    if len(shapes) != 1:
+        raise ValueError(f"views must give one shape, not {sorted(shapes)}")
+    first = max(views, key=lambda view: view.widest)
+    batch, _, height, width = first.shape
+    labels = torch.empty(batch, height, width, dtype=torch.int64, device=first.device)
+    with torch.autocast(first.device.type, enabled=False):
+        for start, end in strips_within(first, budget):
+            index = torch.arange(start, end)
+            total: Tensor | None = None
+            for view in views:
+                share = view.rows(index).softmax(1)
+                total = share if total is None else total.add_(share)
+            assert total is not None
+            labels[:, start:end] = _argmax(total.div_(len(views)))
     return labels
 
 

@@ -92,6 +92,10 @@ class ResizedLogits:
         of = self.logits[index : index + 1] if isinstance(self.logits, Tensor) else self.logits.image(index)
         return ResizedLogits(of, self.steps)
 
+    def behind(self, steps: Sequence[Step]) -> "ResizedLogits":
+        """The same with further steps."""
+        return ResizedLogits(self.logits, (*self.steps, *steps))
+
     def rows(self, index: Tensor) -> Tensor:
         """Some rows of what the steps give.
 
@@ -220,7 +224,12 @@ def strips_of(logits: ResizedLogits, budget: int | None = None) -> Iterator[tupl
     Yields:
         First row, the one behind the last, and the strip (B, C, k, W): new, or a view of the logits.
     """
+    for start, end in strips_within(logits, budget):
+        yield start, end, logits.rows(torch.arange(start, end))
+
+
+def strips_within(logits: ResizedLogits, budget: int | None = None) -> Iterator[tuple[int, int]]:
+    """First row, and the one behind the last, of each strip of :func:`strips_of`."""
     batch, channels, height, _ = logits.shape
     row_bytes = batch * channels * logits.widest * logits.dtype.itemsize
-    for start, end in strip_heights(height, row_bytes, logits.device, budget):
-        yield start, end, logits.rows(torch.arange(start, end))
+    return strip_heights(height, row_bytes, logits.device, budget)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from apla_mm.dense import Crop, Flip, Resize, ResizedLogits, Windows, resized_labels
+from apla_mm.dense import Crop, Flip, Resize, ResizedLogits, Windows, averaged_labels, resized_labels
 from apla_mm.dense.resized_logits import Step
 
 SIDE = st.integers(1, 30)
@@ -139,6 +139,23 @@ def test_mean_over_windows(steps):
     torch.testing.assert_close(windows.rows(torch.arange(expected.shape[2])), expected, rtol=1e-12, atol=1e-12)
     assert_labels(resized_labels(windows.image(1), budget=2000), expected[1:], 1e-12)
     assert torch.equal(resized_labels(windows.logits, steps), resized_labels(windows))
+
+
+@pytest.mark.parametrize("classes", [1, 5])
+def test_mean_of_softmax_over_views(classes):
+    size = Resize((40, 33))
+    chains: list[list[Step]] = [[size], [Resize((64, 64)), Crop(0, 3, 0, 9), size], [Flip("horizontal"), size]]
+    logits = [torch.randn(2, classes, *small, dtype=torch.float64) for small in [(8, 7), (16, 16), (8, 7)]]
+    mean = sum(plain(one, steps).softmax(1) for one, steps in zip(logits, chains, strict=True)) / 3
+    found = averaged_labels([ResizedLogits(*view) for view in zip(logits, chains, strict=True)], budget=3000)
+    assert torch.equal(found, mean.argmax(1))
+
+
+def test_views_of_different_sizes_are_an_error():
+    with pytest.raises(ValueError, match="views must give one shape"):
+        averaged_labels([ResizedLogits(torch.randn(1, 3, 4, 4)), ResizedLogits(torch.randn(1, 3, 5, 4))])
+    with pytest.raises(ValueError, match="views must give one shape"):
+        averaged_labels([])
 
 
 def test_rows_are_added_strip_by_strip():

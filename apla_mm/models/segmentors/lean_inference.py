@@ -9,8 +9,9 @@ What can be had:
   windows are added in place.
 - A head with a ``predict`` of its own (Mask2Former, MaskFormer, PointRend, SAN) gives logits at the input's size. They
   stay, and what comes behind them is done by strips; windows are added in place.
-- Results have no ``seg_logits``. Test-time augmentation averages them: a model inside of mmengine's ``BaseTTAModel`` is
-  left alone.
+- Results have no ``seg_logits``. mmseg's test-time augmentation averages their softmax, of all views of an image at
+  once, at the original size: inside of a ``SegTTAModel`` results have each view's small logits, and these are resized
+  and averaged strip by strip. A segmentor inside of any other ``BaseTTAModel`` is left alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +22,13 @@ from mmengine.structures import PixelData
 from mmseg.models.decode_heads import DAHead, EncHead, SETRMLAHead, SETRUPHead
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
+from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder, SegTTAModel
 from mmseg.models.segmentors.base import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from ...dense import Crop, Flip, Resize, ResizedLogits, Windows, resized_labels
-from ...method.class_change import Changed, change
+from ...dense import Crop, Flip, Resize, ResizedLogits, Windows, averaged_labels, resized_labels
+from ...method.class_change import Changed, change, change_back
 from ..heads.lean_heads import LeanHead, LeanSETRMLAHead, LeanSETRUPHead
 
 
@@ -49,13 +50,15 @@ class LeanInference(Changed):
     Attributes:
         usual: Whether it predicts as mmseg's own; if not, only its postprocessing is changed.
         small: Whether its head's small logits can be had; if not, ``encode_decode`` gives them at the input's size.
+        averaged: Whether results have ``small_logits`` in place of ``pred_sem_seg``, for test-time augmentation.
     """
 
     usual: bool
     small: bool
+    averaged: bool
 
     def _before_change_back(self) -> None:
-        del self.usual, self.small
+        del self.usual, self.small, self.averaged
 
     def predict(self: Any, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None) -> Any:
         """As the plain segmentor's, with ``pred_sem_seg`` (1, H, W) in each result and without ``seg_logits``.
@@ -86,6 +89,28 @@ class LeanInference(Changed):
         return _with_labels(self, ResizedLogits(seg_logits), data_samples)
 
 
+class LeanTTA(Changed):
+    """Test-time augmentation with labels from all views' small logits, strip by strip."""
+
+    def _before_change_back(self: Any) -> None:
+        change_back(self.module)
+
+    def merge_preds(self: Any, data_samples_list: Sequence[Sequence[SegDataSample]]) -> list[SegDataSample]:
+        """As the plain model's, of samples with ``small_logits``, which it takes away."""
+        if any("small_logits" not in samples[0] for samples in data_samples_list):  # its segmentor was changed back
+            return super().merge_preds(data_samples_list)  # type: ignore[misc]
+        merged = []
+        for samples in data_samples_list:
+            label = averaged_labels([sample.pop("small_logits") for sample in samples])
+            sample = samples[-1]  # as mmseg does
+            sample.set_data(dict(pred_sem_seg=PixelData(data=label)))
+            if "gt_sem_seg" in samples[0]:
+                sample.set_data(dict(gt_sem_seg=samples[0].gt_sem_seg))
+            sample.set_metainfo(dict(img_path=samples[0].img_path))
+            merged.append(sample)
+        return merged
+
+
 def make_inference_lean(model: nn.Module) -> list[LeftAlone]:
     """Have all segmentors of mmseg's in a model predict labels without logits of the image's size, in place.
 
@@ -99,24 +124,43 @@ def make_inference_lean(model: nn.Module) -> list[LeftAlone]:
         What was left alone, in part or wholly, and why: a segmentor, or the head of one that was changed.
     """
     alone: list[LeftAlone] = []
-    averaged = [name for name, module in model.named_modules() if isinstance(module, BaseTTAModel)]
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LeanInference) or not isinstance(module, BaseSegmentor):
+    modules = dict(model.named_modules())
+    outer = {name: module for name, module in modules.items() if isinstance(module, BaseTTAModel)}
+    for name, segmentor in modules.items():
+        if isinstance(segmentor, LeanInference) or not isinstance(segmentor, BaseSegmentor):
             continue
-        kind = type(module).__name__
-        if any(outer == "" or name.startswith(f"{outer}.") for outer in averaged):
-            alone.append(LeftAlone(name, f"{kind} is in a model for test-time augmentation, which averages its logits"))
-        elif type(module).postprocess_result is not BaseSegmentor.postprocess_result:
-            alone.append(LeftAlone(name, f"{kind} has a postprocess_result of its own"))
-        else:
-            unusual, large = _why_not_usual(module), _why_not_small(module)
-            lean = change(module, LeanInference)
-            lean.usual, lean.small = not unusual, not unusual and not large
-            if unusual:
-                alone.append(LeftAlone(name, f"{unusual}: logits stay at the input's size"))
-            elif large:
-                alone.append(LeftAlone(f"{name}.decode_head".lstrip("."), f"{large}: logits stay at the input's size"))
+        around = [module for prefix, module in outer.items() if not prefix or name.startswith(f"{prefix}.")]
+        if reason := _why_not(segmentor, around):
+            alone.append(LeftAlone(name, reason))
+            continue
+        unusual, large = _why_not_usual(segmentor), _why_not_small(segmentor)
+        lean = change(segmentor, LeanInference)
+        lean.usual, lean.small = not unusual, not unusual and not large
+        lean.averaged = bool(around)
+        if around:
+            change(around[0], LeanTTA)
+        if unusual:
+            alone.append(LeftAlone(name, f"{unusual}: logits stay at the input's size"))
+        elif large:
+            alone.append(LeftAlone(f"{name}.decode_head".lstrip("."), f"{large}: logits stay at the input's size"))
     return alone
+
+
+def _why_not(segmentor: BaseSegmentor, around: list[BaseTTAModel]) -> str:
+    """Why nothing of a segmentor may be changed; empty if something may."""
+    kind = type(segmentor).__name__
+    if type(segmentor).postprocess_result is not BaseSegmentor.postprocess_result:
+        return f"{kind} has a postprocess_result of its own"
+    for tta in around:
+        if (
+            len(around) > 1
+            or getattr(type(tta), "merge_preds", None) is not SegTTAModel.merge_preds
+            or tta.module is not segmentor
+        ):
+            return f"{type(tta).__name__} may need its seg_logits"
+        if segmentor.out_channels == 1:
+            return f"{type(tta).__name__} needs the seg_logits of a single channel"
+    return ""
 
 
 def _why_not_usual(segmentor: Any) -> str:
@@ -223,9 +267,13 @@ def _with_labels(
         samples = [SegDataSample() for _ in range(logits.shape[0])]
     single = logits.shape[1] == 1
     for i, sample in enumerate(samples):
-        steps = _steps_to_original(sample.metainfo, segmentor.align_corners) if given else []
-        threshold = _last_head(segmentor).threshold if single else None
-        label = resized_labels(logits.image(i), steps, threshold=threshold)
+        image = logits.image(i)
+        if given:
+            image = image.behind(_steps_to_original(sample.metainfo, segmentor.align_corners))
+        if segmentor.averaged:
+            sample.set_data(dict(small_logits=image))
+            continue
+        label = resized_labels(image, threshold=_last_head(segmentor).threshold if single else None)
         # mmseg's labels of a single channel have the logits' dtype
         sample.set_data(dict(pred_sem_seg=PixelData(data=label.to(logits.logits.dtype) if single else label)))
     return samples

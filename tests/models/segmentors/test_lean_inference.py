@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
 from mmseg.apis import inference_model
 from mmseg.models import *  # noqa: F403  # registers the heads
 from mmseg.models.segmentors import EncoderDecoder, SegTTAModel
@@ -235,19 +236,62 @@ def test_inference_model_of_images_of_any_size():
     assert "seg_logits" not in found
 
 
-def test_test_time_augmentation_is_left_alone():
-    model = build("FCN", dtype=torch.float32)
-    tta = SegTTAModel(model)
-    ((name, reason),) = make_inference_lean(tta)
-    assert name == "module" and "test-time augmentation" in reason and type(model) is EncoderDecoder
-    flips = [dict(), dict(flip=True, flip_direction="horizontal")]
-    data = dict(
-        inputs=[[torch.randn(3, *SIZE)] for _ in flips],
-        data_samples=[samples_of(meta) for meta in flips],
-    )
+def views(dtype: torch.dtype) -> dict[str, Any]:
+    """Two images, each at two sizes and flipped at one of them."""
+    kinds = [((96, 128), {}), ((64, 96), {}), ((96, 128), dict(flip=True, flip_direction="horizontal"))]
+    torch.manual_seed(1)
+    inputs = [[64 * torch.randn(3, *size, dtype=dtype) for _ in range(2)] for size, _ in kinds]
+    samples = [
+        [
+            *samples_of(dict(img_shape=size, pad_shape=size, ori_shape=(150, 77), img_path="a.png", **meta)),
+            *samples_of(dict(img_shape=size, pad_shape=size, ori_shape=(60, 99), img_path="b.png", **meta)),
+        ]
+        for size, meta in kinds
+    ]
+    for sample in samples[0]:
+        sample.gt_sem_seg = PixelData(data=torch.zeros(1, *sample.ori_shape))
+    return dict(inputs=inputs, data_samples=samples)
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("kind", ["UPer", "SETR-PUP"])
+def test_test_time_augmentation(kind, mode):
+    tta = SegTTAModel(build(kind, mode, torch.float32))
+    lean = copy.deepcopy(tta)
+    assert make_inference_lean(lean) == [] == make_inference_lean(lean)
     with torch.no_grad():
-        (result,) = tta.test_step(data)
-    assert result.pred_sem_seg.data.shape == (1, 77, 150)
+        right, found = tta.test_step(views(torch.float32)), lean.test_step(views(torch.float32))
+    for one, other in zip(found, right, strict=True):
+        own, plain = one.pred_sem_seg.data, other.pred_sem_seg.data
+        assert own.shape == plain.shape and own.dtype == plain.dtype
+        assert (own != plain).float().mean() < 1e-3 and len(own.unique()) > 1  # float32
+        assert sorted(one.keys()) == ["gt_sem_seg", "pred_sem_seg"] and one.metainfo == other.metainfo
+    change_back(lean)
+    assert type(lean) is SegTTAModel and type(lean.module) is EncoderDecoder
+    assert "seg_logits" in lean.test_step(views(torch.float32))[0]
+
+
+def test_segmentor_that_was_changed_back_alone_is_averaged_by_mmseg():
+    tta = SegTTAModel(build("FCN", dtype=torch.float32))
+    make_inference_lean(tta)
+    change_back(tta.module)
+    assert "seg_logits" in tta.test_step(views(torch.float32))[0]
+
+
+class OwnTTA(SegTTAModel):
+    def merge_preds(self, data_samples_list: Any) -> Any:
+        return [samples[0].seg_logits for samples in data_samples_list]
+
+
+@pytest.mark.parametrize(
+    ("cls", "kind", "reason"),
+    [(OwnTTA, "FCN", "OwnTTA may need its seg_logits"), (SegTTAModel, "one channel", "of a single channel")],
+)
+def test_test_time_augmentation_that_needs_logits_is_left_alone(cls, kind, reason):
+    tta = cls(build(kind, dtype=torch.float32))
+    ((name, told),) = make_inference_lean(tta)
+    assert name == "module" and reason in told and type(tta) is cls and type(tta.module) is EncoderDecoder
+    tta.test_step(views(torch.float32))
 
 
 def test_segmentor_with_its_own_postprocessing_is_left_alone():
