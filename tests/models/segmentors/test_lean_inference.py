@@ -22,6 +22,7 @@ from apla_mm.dense import resized_logits
 from apla_mm.method.class_change import change_back
 from apla_mm.models.heads.lean_heads import make_heads_lean
 from apla_mm.models.segmentors.lean_inference import LeanInference, make_inference_lean
+from apla_mm.options.command_line import build_runner
 
 CLASSES, WIDTH = 6, 8
 BN = dict(type="BN")
@@ -317,6 +318,18 @@ def test_segmentor_with_its_own_logits_keeps_them_at_the_inputs_size(method, nam
     lean = copy.deepcopy(model)
     assert make_inference_lean(lean) == [(name, f"Own has its own {method}: logits stay at the input's size")]
     assert_same_predictions(model, lean, torch.randn(3, 3, *SIZE, dtype=torch.float64), METAS["flipped"])
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_validation_in_a_run_has_the_same_scores(segmentation_config: Config, mode: str) -> None:
+    if mode == "slide":
+        segmentation_config.model.test_cfg = dict(mode="slide", crop_size=(64, 64), stride=(40, 40))
+    runner = build_runner(segmentation_config)
+    right = runner.val()
+    assert make_inference_lean(runner.model) == []
+    found = runner.val_loop.run()
+    assert found.keys() == right.keys() and "mIoU" in right
+    assert all(abs(found[key] - right[key]) < 0.02 for key in right)  # percent, to two digits; float32
 
 
 def test_state_dict_copies_pickles_and_the_way_back():
