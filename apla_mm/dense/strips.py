@@ -63,10 +63,14 @@ def strip_heights(height: int, row_bytes: int, device: torch.device, budget: int
 def resize_strip(small: Tensor, rows: Rows, start: int, end: int, width: int, align_corners: bool) -> Tensor:
     """Rows ``start`` to ``end`` of a map (B, C, h, w) resized to ``width``: (B, C, end - start, width)."""
     above, below = (small.index_select(2, index[start:end]) for index in (rows.above, rows.below))
-    strip = torch.lerp(above, below, rows.weight[start:end, None])
-    if width == small.shape[-1]:
+    return resize_columns(torch.lerp(above, below, rows.weight[start:end, None]), width, align_corners)
+
+
+def resize_columns(strip: Tensor, width: int, align_corners: bool) -> Tensor:
+    """A strip (B, C, k, w) resized along its width alone: (B, C, k, width)."""
+    if width == strip.shape[-1]:
         return strip
-    return torch.ops.aten.upsample_bilinear2d(strip, [end - start, width], align_corners, None, None)
+    return torch.ops.aten.upsample_bilinear2d(strip, [strip.shape[2], width], align_corners, None, None)
 
 
 def add_strip_gradient(gradient: Tensor, strip: Tensor, rows: Rows, start: int, end: int, align_corners: bool) -> None:

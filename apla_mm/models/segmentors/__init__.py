@@ -1,0 +1,1 @@
+"""Segmentors of OpenMMLab's that compute the same with less."""
