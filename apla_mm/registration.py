@@ -28,6 +28,7 @@ from .tuning.apla_hook import APLAHook
 from .tuning.delta_hook import DeltaHook
 from .tuning.fsdp import APLAFSDPStrategy, APLAFullyShardedDataParallel
 from .tuning.lean_heads_hook import LeanHeadsHook
+from .tuning.lean_inference_hook import LeanInferenceHook
 from .tuning.optim_wrapper import BFloat16OptimWrapper
 from .tuning.optim_wrapper_constructor import TrainableOptimWrapperConstructor
 from .tuning.trainable_check_hook import TrainableCheckHook
@@ -42,6 +43,7 @@ PARTS = {
         DeltaHook,
         FiniteLossHook,
         LeanHeadsHook,
+        LeanInferenceHook,
         ResumeCheckHook,
         SavedBuffersHook,
         StopSignalHook,
