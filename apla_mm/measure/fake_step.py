@@ -169,39 +169,35 @@ class Fit:
     """The largest batch that fits.
 
     Attributes:
-        batch_size: Images in it; 0 if not even one fits.
-        peak_bytes: Its peak; that of one image if none fits.
+        batch_size: Images in it; 0 if not even the smallest fits.
+        peak_bytes: Its peak; that of the smallest if none fits.
     """
 
     batch_size: int
     peak_bytes: int
 
 
-def largest_batch(peak: Callable[[int], int], memory: int) -> Fit:
+def largest_batch(peak: Callable[[int], int], memory: int, smallest: int = 1, most: int = 2**16) -> Fit:
     """Find the largest batch whose peak is within the memory.
 
     A peak is nearly affine in the batch size. The line through two counts says where to count next, and the answer
-    is never taken from the line: that batch was counted and fits, the next larger one was counted and does not.
+    is never taken from the line: that batch was counted and fits, and the next larger one was counted and does not.
 
     Args:
-        peak: Bytes that a batch of so many images needs; grows with them.
+        peak: Bytes that a batch of so many images needs; never less for more images.
         memory: Bytes there are.
+        smallest: The batch to begin with; norms over a batch may need two images.
+        most: The search ends here.
     """
-    counted: dict[int, int] = {}
-
-    def fits(size: int) -> bool:
+    counted = {smallest: peak(smallest)}
+    if counted[smallest] > memory:
+        return Fit(0, counted[smallest])
+    low, high, size = smallest, most + 1, smallest + 1
+    while high > low + 1:
         counted[size] = peak(size)
-        return counted[size] <= memory
-
-    if not fits(1):
-        return Fit(0, counted[1])
-    low, high, size = 1, 0, 2
-    while high != low + 1:
-        low, high = (size, high) if fits(size) else (low, size)
+        low, high = (size, high) if counted[size] <= memory else (low, size)
         (x0, y0), (x1, y1) = sorted(counted.items(), key=lambda item: abs(item[1] - memory))[:2]
-        slope = (y1 - y0) / (x1 - x0)
-        size = int(x0 + (memory - y0) / slope) if slope > 0 else 2 * low
-        size = max(size, low + 1)
-        # if the line said where the last batch fits, the next one proves it
-        size = min(size, high - 1) if high else size
+        # a peak that does not grow is the optimizer's, which no batch size moves
+        size = x0 + int((memory - y0) * (x1 - x0) // (y1 - y0)) if y1 != y0 else 2 * low
+        size = min(max(size, low + 1), high - 1)
     return Fit(low, counted[low])

@@ -1,8 +1,9 @@
 """Ways to fine-tune a backbone, to be compared: what trains in each, and how it is computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,13 @@ class TuningMethod:
     Attributes:
         name: What tables call it.
         prepare: Changes a backbone, all of which trains, in place. Heads are no part of it.
+        arguments: Those of :func:`~apla_mm.adapt` that a config would name for it, none for full fine-tuning; None
+            if no config can ask for it.
     """
 
     name: str
     prepare: Callable[[nn.Module], object]
+    arguments: Mapping[str, Any] | None = None
 
 
 def tuning_methods(r: Sequence[int | float | str], recompute: Sequence[str]) -> list[TuningMethod]:
@@ -33,17 +37,21 @@ def tuning_methods(r: Sequence[int | float | str], recompute: Sequence[str]) -> 
         recompute: Modes of :func:`~apla_mm.method.recompute.set_recompute`, for APLA with the first ``r``.
     """
     return [
-        TuningMethod("full fine-tuning", lambda backbone: None),
-        TuningMethod("head only", lambda backbone: backbone.requires_grad_(False)),
+        TuningMethod("full fine-tuning", lambda backbone: None, {}),
+        TuningMethod("head only", lambda backbone: backbone.requires_grad_(False), dict(blocks="none")),
         TuningMethod("BitFit", train_biases),
         TuningMethod("LoRA r=8, qkv", partial(add_lora, r=8, only_qkv=True)),
         TuningMethod("LoRA r=8, all linear", partial(add_lora, r=8, only_qkv=False)),
         TuningMethod("W_O in full, as it is", train_projections),
         TuningMethod(f"W_O split, r={r[0]}", partial(split_projections, r=r[0])),
         TuningMethod("frozen, but for one bias", train_first_projection_bias),
-        *(TuningMethod(f"APLA r={x}", partial(adapt, r=x)) for x in r),
-        *(TuningMethod(f"APLA r={r[0]}, {m}", partial(adapt, r=r[0], recompute=m)) for m in recompute if m != "none"),
+        *(_apla(f"APLA r={x}", r=x) for x in r),
+        *(_apla(f"APLA r={r[0]}, {m}", r=r[0], recompute=m) for m in recompute if m != "none"),
     ]
+
+
+def _apla(name: str, **arguments: Any) -> TuningMethod:
+    return TuningMethod(name, partial(adapt, **arguments), arguments)
 
 
 def train_biases(backbone: nn.Module) -> None:
