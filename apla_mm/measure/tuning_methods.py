@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..method import adapt, find_projections
 from ..method.selection import random_channels, resolve_r
@@ -99,7 +100,14 @@ def add_lora(backbone: nn.Module, r: int, only_qkv: bool) -> None:
         names = [n for n in names if n.rpartition(".")[2] in ("qkv", "q_proj", "k_proj", "v_proj")]
     if not names:
         raise ValueError("no linear layer that makes queries, keys and values")
-    inject_adapter_in_model(LoraConfig(r=r, lora_alpha=r, target_modules=names), backbone)
+    device = next(backbone.parameters()).device
+    fake = isinstance(next(backbone.parameters()), FakeTensor)
+    # peft moves what it adds to the device of the layer, which fake tensors cannot do; `meta` it leaves alone
+    inject_adapter_in_model(LoraConfig(r=r, lora_alpha=r, target_modules=names), backbone, low_cpu_mem_usage=fake)
+    for module in backbone.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.device.type == "meta":
+                module.register_parameter(name, nn.Parameter(torch.empty_like(parameter, device=device)))
 
 
 def _check_projections_are_called(backbone: nn.Module) -> None:
@@ -137,10 +145,9 @@ class _SplitLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, channels: Sequence[int]) -> None:
         super().__init__()
-        chosen = torch.zeros(linear.out_features, dtype=torch.bool)
-        chosen[list(channels)] = True
-        for name, index, trains in (("channels", chosen, True), ("others", ~chosen, False)):
-            index = index.nonzero().flatten().to(linear.weight.device)
+        others = sorted(set(range(linear.out_features)) - set(channels))
+        for name, chosen, trains in (("channels", channels, True), ("others", others, False)):
+            index = torch.tensor(list(chosen), dtype=torch.int64, device=linear.weight.device)
             self.register_buffer(name, index, persistent=False)
             for tensor, full in (("weight", linear.weight), ("bias", linear.bias)):
                 rows = None if full is None else nn.Parameter(full.detach()[index], requires_grad=trains)
