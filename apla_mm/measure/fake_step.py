@@ -105,7 +105,7 @@ def fake_tensors() -> Iterator[None]:
     """Every tensor made inside is fake: models of any size are built in no time and no memory.
 
     Of values: numbers read from a tensor are 1, and masks that choose elements choose all of them, which is right for
-    labels without ignored pixels. ``Module.to`` another device does not work; build inside ``torch.device(...)``.
+    labels without ignored pixels. ``Module.to`` does not work for fake parameters; build inside ``torch.device(...)``.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), _Values():
         yield
@@ -161,7 +161,7 @@ def _counting() -> Iterator[PeakBytes]:
         with fake_tensors(), PeakBytes() as peak:
             yield peak
     except _NEEDS_VALUES as error:
-        raise ValueError(f"it depends on values, which fake tensors do not have: {error}") from error
+        raise ValueError(f"the step depends on its tensors' values and cannot be counted: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,13 @@ def largest_batch(peak: Callable[[int], int], memory: int, smallest: int = 1, mo
     while high > low + 1:
         counted[size] = peak(size)
         low, high = (size, high) if counted[size] <= memory else (low, size)
-        (x0, y0), (x1, y1) = sorted(counted.items(), key=lambda item: abs(item[1] - memory))[:2]
-        # a peak that does not grow is the optimizer's, which no batch size moves
-        size = x0 + int((memory - y0) * (x1 - x0) // (y1 - y0)) if y1 != y0 else 2 * low
+        x0, x1 = (low, high) if high in counted else sorted(counted)[-2:]
+        y0, y1 = counted[x0], counted[x1]
+        if high in counted and len(counted) > 6:  # no line
+            size = (low + high) // 2
+        elif y0 == y1:  # the peak is the optimizer's, which no batch size moves
+            size = 2 * low
+        else:
+            size = x0 + (memory - y0) * (x1 - x0) // (y1 - y0)
         size = min(max(size, low + 1), high - 1)
     return Fit(low, counted[low])

@@ -1,6 +1,7 @@
 """Ways to fine-tune a backbone, to be compared: what trains in each, and how it is computed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -103,7 +104,8 @@ def add_lora(backbone: nn.Module, r: int, only_qkv: bool) -> None:
     device = next(backbone.parameters()).device
     fake = isinstance(next(backbone.parameters()), FakeTensor)
     # peft moves what it adds to the device of the layer, which fake tensors cannot do; `meta` it leaves alone
-    inject_adapter_in_model(LoraConfig(r=r, lora_alpha=r, target_modules=names), backbone, low_cpu_mem_usage=fake)
+    with torch.device("meta") if fake else nullcontext():
+        inject_adapter_in_model(LoraConfig(r=r, lora_alpha=r, target_modules=names), backbone)
     for module in backbone.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.device.type == "meta":
