@@ -1,12 +1,15 @@
 """Ways to fine-tune a backbone, to be compared: what trains in each, and how it is computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..method import adapt, find_projections
 from ..method.selection import random_channels, resolve_r
@@ -19,10 +22,13 @@ class TuningMethod:
     Attributes:
         name: What tables call it.
         prepare: Changes a backbone, all of which trains, in place. Heads are no part of it.
+        arguments: Those of :func:`~apla_mm.adapt` that a config would name for it, none for full fine-tuning; None
+            if no config can ask for it.
     """
 
     name: str
     prepare: Callable[[nn.Module], object]
+    arguments: Mapping[str, Any] | None = None
 
 
 def tuning_methods(r: Sequence[int | float | str], recompute: Sequence[str]) -> list[TuningMethod]:
@@ -33,17 +39,21 @@ def tuning_methods(r: Sequence[int | float | str], recompute: Sequence[str]) -> 
         recompute: Modes of :func:`~apla_mm.method.recompute.set_recompute`, for APLA with the first ``r``.
     """
     return [
-        TuningMethod("full fine-tuning", lambda backbone: None),
-        TuningMethod("head only", lambda backbone: backbone.requires_grad_(False)),
+        TuningMethod("full fine-tuning", lambda backbone: None, {}),
+        TuningMethod("head only", lambda backbone: backbone.requires_grad_(False), dict(blocks="none")),
         TuningMethod("BitFit", train_biases),
         TuningMethod("LoRA r=8, qkv", partial(add_lora, r=8, only_qkv=True)),
         TuningMethod("LoRA r=8, all linear", partial(add_lora, r=8, only_qkv=False)),
         TuningMethod("W_O in full, as it is", train_projections),
         TuningMethod(f"W_O split, r={r[0]}", partial(split_projections, r=r[0])),
         TuningMethod("frozen, but for one bias", train_first_projection_bias),
-        *(TuningMethod(f"APLA r={x}", partial(adapt, r=x)) for x in r),
-        *(TuningMethod(f"APLA r={r[0]}, {m}", partial(adapt, r=r[0], recompute=m)) for m in recompute if m != "none"),
+        *(_apla(f"APLA r={x}", r=x) for x in r),
+        *(_apla(f"APLA r={r[0]}, {m}", r=r[0], recompute=m) for m in recompute if m != "none"),
     ]
+
+
+def _apla(name: str, **arguments: Any) -> TuningMethod:
+    return TuningMethod(name, partial(adapt, **arguments), arguments)
 
 
 def train_biases(backbone: nn.Module) -> None:
@@ -91,7 +101,15 @@ def add_lora(backbone: nn.Module, r: int, only_qkv: bool) -> None:
         names = [n for n in names if n.rpartition(".")[2] in ("qkv", "q_proj", "k_proj", "v_proj")]
     if not names:
         raise ValueError("no linear layer that makes queries, keys and values")
-    inject_adapter_in_model(LoraConfig(r=r, lora_alpha=r, target_modules=names), backbone)
+    device = next(backbone.parameters()).device
+    fake = isinstance(next(backbone.parameters()), FakeTensor)
+    # peft moves what it adds to the device of the layer, which fake tensors cannot do; `meta` it leaves alone
+    with torch.device("meta") if fake else nullcontext():
+        inject_adapter_in_model(LoraConfig(r=r, lora_alpha=r, target_modules=names), backbone)
+    for module in backbone.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.device.type == "meta":
+                module.register_parameter(name, nn.Parameter(torch.empty_like(parameter, device=device)))
 
 
 def _check_projections_are_called(backbone: nn.Module) -> None:
@@ -129,10 +147,9 @@ class _SplitLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, channels: Sequence[int]) -> None:
         super().__init__()
-        chosen = torch.zeros(linear.out_features, dtype=torch.bool)
-        chosen[list(channels)] = True
-        for name, index, trains in (("channels", chosen, True), ("others", ~chosen, False)):
-            index = index.nonzero().flatten().to(linear.weight.device)
+        others = sorted(set(range(linear.out_features)) - set(channels))
+        for name, chosen, trains in (("channels", channels, True), ("others", others, False)):
+            index = torch.tensor(list(chosen), dtype=torch.int64, device=linear.weight.device)
             self.register_buffer(name, index, persistent=False)
             for tensor, full in (("weight", linear.weight), ("bias", linear.bias)):
                 rows = None if full is None else nn.Parameter(full.detach()[index], requires_grad=trains)

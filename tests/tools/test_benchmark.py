@@ -103,9 +103,36 @@ def test_compiled_variants_stand_beside_the_others(tmp_path: Path) -> None:
         (["vit_tiny_patch17"], "Unknown model (vit_tiny_patch17)"),
         (["configs/seg/none.py"], "none.py"),
         (["vit_tiny_patch16_224", "--inference", "--plot", "x.png"], "--inference has no memory to plot"),
+        (["vit_tiny_patch16_224", "--memory", "12 apples"], "'12 apples' is no size such as 12GiB"),
+        (["vit_tiny_patch16_224", "--count", "--compile"], "--count and --memory run nothing"),
+        (["configs/det/apla_vitb_coco.py", "--count"], "a detector's loss depends on what it finds"),
     ],
 )
 def test_bad_input_is_told_in_one_line(arguments: list[str], message: str) -> None:
     done = benchmark(*arguments, "--img-size", "32", returncode=None)
     assert done.returncode in (1, 2) and message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_counting_gives_what_running_gives(tmp_path: Path) -> None:
+    ran, counted = tmp_path / "ran.json", tmp_path / "counted.json"
+    options = ("--img-size", "64", "--r", "8", "--recompute", "block", "--only", "full", "APLA r=8,")
+    benchmark(SEGMENTOR, *options, "--json", ran)
+    done = benchmark(SEGMENTOR, *options, "--json", counted, "--count")
+    keys = ("method", "trained", "saved_bytes", "gradient_bytes", "optimizer_bytes", "forward_flops", "backward_flops")
+    real, ours = (
+        [{key: row[key] for key in keys} for row in json.loads(f.read_text())["rows"]] for f in (ran, counted)
+    )
+    assert real == ours and "counted, not run" in done.stdout
+
+
+def test_the_largest_batch_within_a_memory_and_how_to_train_it(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    options = ("--img-size", "64", "--r", "8", "--recompute", "block", "--only", "full", "head", "APLA r=8,")
+    benchmark(SEGMENTOR, *options, "--memory", "0.5GiB", "--json", figures)
+    full, head, ours = json.loads(figures.read_text())["rows"]
+    assert 2 < full["batch_size"] < head["batch_size"] and full["batch_size"] < ours["batch_size"]
+    assert all(row["peak_bytes"] <= 2**29 for row in (full, head, ours))
+    batch = f"train_dataloader.batch_size={ours['batch_size']}"
+    assert ours["options"] == f"{batch} custom_hooks.1.r=8 custom_hooks.1.recompute=block"
+    assert head["options"].endswith("custom_hooks.1.r=None custom_hooks.1.blocks=none")

@@ -2,6 +2,7 @@
 
 Of a timm ViT with a linear classifier: python tools/analysis_tools/benchmark.py vit_base_patch16_224 --img-size 512
 Of a whole segmentor or detector: python tools/analysis_tools/benchmark.py configs/seg/apla_vitb_ade.py
+What it would cost, counted in seconds and in no memory, of any size: add --count; what fits: --memory 12GiB
 Weights and data are random. Needs torch and timm alone for the former, and peft where LoRA is to be measured.
 The first method of a table is 1.000, full fine-tuning unless --only leaves it out.
 """
@@ -10,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -23,8 +25,19 @@ import torch._dynamo.config
 from torch import Tensor, nn
 
 import apla_mm
-from apla_mm.measure import TrainingStep, TuningMethod, interleaved_times, peak_bytes, step_cost, tuning_methods
+from apla_mm.measure import (
+    TrainingStep,
+    TuningMethod,
+    count_peak,
+    count_step,
+    interleaved_times,
+    largest_batch,
+    peak_bytes,
+    step_cost,
+    tuning_methods,
+)
 from apla_mm.method.recompute import MODES
+from apla_mm.text import format_bytes
 
 MIB = 2**20
 NOT_MEASURED = (
@@ -66,6 +79,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="measure each also compiled, by torch.compile")
     parser.add_argument("--backbone-only", action="store_true", help="of a config: the backbone, and no head")
     parser.add_argument("--inference", action="store_true", help="time inference instead, APLA merged as well")
+    parser.add_argument("--count", action="store_true", help="run nothing: count on tensors without memory")
+    parser.add_argument("--memory", type=memory, metavar="SIZE", help="the largest batch that fits, such as 12GiB")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time against memory")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a trace of a step of each method here")
@@ -77,6 +92,11 @@ def parse_args() -> argparse.Namespace:
         parser.error("--inference of a config is that of the backbone: add --backbone-only")
     if args.inference and (args.plot or args.profile):
         parser.error("--inference has no memory to plot, and no step to profile")
+    args.count = args.count or args.memory is not None
+    if args.count and (args.inference or args.compile or args.plot or args.profile):
+        parser.error("--count and --memory run nothing: leave out --inference, --compile, --plot and --profile")
+    if args.count and torch.device(args.device).type == "cuda" and not torch.backends.cuda.is_built():
+        parser.error("this torch is built without CUDA and cannot count its kernels: leave out --device")
     if args.rounds < 1 or args.warm_up < 0:
         parser.error("--rounds must be 1 or more, --warm-up 0 or more")
     for file in filter(None, (args.json, args.plot)):  # before hours of work are lost
@@ -88,6 +108,13 @@ def parse_args() -> argparse.Namespace:
 
 def number(text: str) -> int | float | str:
     return "full" if text == "full" else float(text) if "." in text else int(text)
+
+
+def memory(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])i?B?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 12GiB or 800MiB")
+    return int(float(found[1]) * 2 ** (10 * (" KMGT".index(found[2]))))
 
 
 @dataclass(frozen=True)
@@ -103,11 +130,18 @@ class Variant:
 
 
 def build_timm(args: argparse.Namespace, compiled: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
-    model = Classifier(args.model, args.img_size).to(args.device)
+    model = on_device(args, lambda: Classifier(args.model, args.img_size))
     x = random_images(args)
     y = torch.randint(150, (args.batch_size,), device=args.device)
     forward = torch.compile(model) if compiled else model
     return model, lambda: nn.functional.cross_entropy(forward(x), y)
+
+
+def on_device(args: argparse.Namespace, make: Callable[[], nn.Module]) -> nn.Module:
+    if not args.count:
+        return make().to(args.device)
+    with torch.device(args.device):  # a module of fake tensors cannot be moved
+        return make()
 
 
 def random_images(args: argparse.Namespace) -> Tensor:
@@ -122,17 +156,24 @@ def build_from_config(args: argparse.Namespace, compiled: bool) -> tuple[nn.Modu
     from apla_mm.options.shared_options import apply_shared_options
 
     cfg = Config.fromfile(args.model)
+    if args.count and not args.backbone_only and "decode_head" not in cfg.model:
+        raise SystemExit(
+            f"{args.model}: a detector's loss depends on what it finds and cannot be counted without running: "
+            "add --backbone-only, or leave out --count and --memory"
+        )
     apply_shared_options(cfg, dict(crop_size=args.img_size))
     init_default_scope(cfg.get("default_scope", "mmengine"))
     backbone = cfg.model.backbone
     for key in ("apla", "frozen"):
         backbone.pop(key, None)
     backbone.update(dict(pretrained=False) if backbone.type == "APLAViT" else dict(init_cfg=None))
-    model = MODELS.build(cfg.model).to(args.device)
+    model = on_device(args, lambda: MODELS.build(cfg.model))
     if args.backbone_only:
         x, part = random_images(args), nn.ModuleDict(dict(backbone=model.backbone))
         run = torch.compile(part.backbone) if compiled else part.backbone
         return part, lambda: sum(y.mean() for y in run(x))
+    if args.count:
+        model.data_preprocessor.to(args.device)
     data = model.data_preprocessor(synthetic_batch(model, args.img_size, args.batch_size), training=True)
     forward = torch.compile(model) if compiled else model
 
@@ -143,6 +184,7 @@ def build_from_config(args: argparse.Namespace, compiled: bool) -> tuple[nn.Modu
 
 
 def build(args: argparse.Namespace, variant: Variant) -> TrainingStep:
+    """Where a variant changes the model: its parts may become others in place, and the loss is that of the whole."""
     torch.manual_seed(0)
     model, loss = (build_from_config if args.model.endswith(".py") else build_timm)(args, variant.compiled)
     variant.method.prepare(model.backbone)
@@ -198,16 +240,71 @@ def measure(args: argparse.Namespace, variants: list[Variant]) -> list[dict[str,
     return with_ratios(rows, times)
 
 
+def count(args: argparse.Namespace, variants: list[Variant]) -> list[dict[str, Any]]:
+    def count_one(variant: Variant) -> dict[str, Any]:
+        return asdict(count_step(lambda: build(args, variant)))
+
+    return with_ratios([counted_row(variant, count_one) for variant in variants], {})
+
+
+def count_fits(args: argparse.Namespace, variants: list[Variant]) -> list[dict[str, Any]]:
+    """The largest batch of each variant, and the options that a training with it needs."""
+
+    def count_one(variant: Variant) -> dict[str, Any]:
+        def peak(size: int) -> int:
+            return count_peak(lambda: build(argparse.Namespace(**{**vars(args), "batch_size": size}), variant))
+
+        try:
+            fit = largest_batch(peak, args.memory)
+        except NOT_MEASURED:
+            fit = largest_batch(peak, args.memory, smallest=2)  # a norm over a batch of one value has no variance
+        return asdict(fit) | dict(options=options_for(args, variant, fit.batch_size) if fit.batch_size else "")
+
+    return [counted_row(variant, count_one) for variant in variants]
+
+
+def counted_row(variant: Variant, count_one: Callable[[Variant], dict[str, Any]]) -> dict[str, Any]:
+    print(f"# {variant.name}", file=sys.stderr, flush=True)
+    try:
+        return dict(method=variant.name, **count_one(variant))
+    except NOT_MEASURED as error:
+        return dict(method=variant.name, error=describe(error))
+
+
+def options_for(args: argparse.Namespace, variant: Variant, batch_size: int) -> str:
+    """What a training is told for this variant: its --cfg-options, or without a config the arguments of adapt."""
+    given = variant.method.arguments
+    if not args.model.endswith(".py"):
+        return f"apla_mm.adapt({', '.join(f'{key}={value!r}' for key, value in given.items())})" if given else ""
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(args.model)
+    batch = f"train_dataloader.batch_size={batch_size}"
+    hooks = [f"custom_hooks.{i}" for i, h in enumerate(cfg.get("custom_hooks", [])) if h["type"] == "APLAHook"]
+    if given is None:
+        return f"{batch}; no config has this method"
+    if cfg.model.backbone.type != "APLAViT":
+        if not hooks:
+            return f"{batch}; custom_hooks=[dict(type='APLAHook', **{dict(given)})]"
+        options, place = {"r": None, **given}, hooks[0]
+    elif given.keys() <= {"blocks"}:
+        options, place = {"apla": None} | ({"frozen": True} if given else {}), "model.backbone"
+    else:
+        options, place = dict(given), "model.backbone.apla"
+    return " ".join([batch, *(f"{place}.{key}={value}" for key, value in options.items())])
+
+
 def with_ratios(rows: list[dict[str, Any]], times: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Ratios to the first row; of times, the median of the rounds' ratios."""
-    first = times[next(iter(times))]
+    first = times[next(iter(times))] if times else []
     for row in rows:
         if "error" in row:
             continue
-        seconds = times[row["method"]]
-        row["step_seconds"] = statistics.median(seconds)
-        row["all_step_seconds"] = seconds
-        row["step_ratio"] = statistics.median(a / b for a, b in zip(seconds, first, strict=True))
+        if times:
+            seconds = times[row["method"]]
+            row["step_seconds"] = statistics.median(seconds)
+            row["all_step_seconds"] = seconds
+            row["step_ratio"] = statistics.median(a / b for a, b in zip(seconds, first, strict=True))
         for key in ("saved_bytes", "peak_bytes"):
             if key in row and rows[0].get(key):
                 row[key.replace("bytes", "ratio")] = row[key] / rows[0][key]
@@ -265,11 +362,14 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "method": lambda row: row["method"],
     "trains": lambda row: f"{row['trained']:,}",
     "kept for backward, MiB": lambda row: with_ratio(row, "saved"),
+    "model, MiB": lambda row: f"{row['model_bytes'] / MIB:.1f}",
     "gradients, MiB": lambda row: f"{row['gradient_bytes'] / MIB:.1f}",
     "AdamW, MiB": lambda row: f"{row['optimizer_bytes'] / MIB:.1f}",
     "forward, GFLOP": lambda row: f"{row['forward_flops'] / 1e9:.3g}",
     "backward, GFLOP": lambda row: f"{row['backward_flops'] / 1e9:.3g}",
     "peak memory, MiB": lambda row: with_ratio(row, "peak"),
+    "largest batch": lambda row: f"{row['batch_size']}",
+    "options": lambda row: row["options"],
     "time, ms": lambda row: f"{1e3 * row['step_seconds']:.0f} ({row['step_ratio']:.3f})",
 }
 
@@ -277,12 +377,14 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 def format_rows(rows: list[dict[str, Any]]) -> str:
     """A table in Markdown, and below it what could not be measured."""
     measured = [row for row in rows if "error" not in row]
+    if not measured:
+        return "\n".join(f"{row['method']}: not measured: {row['error']}" for row in rows)
     columns = {title: [show_or_nothing(show, row) for row in measured] for title, show in COLUMNS.items()}
     columns = {title: cells for title, cells in columns.items() if any(cells)}
     lines = []
     for title, cells in columns.items():
         width = max(map(len, (title, *cells)))
-        left = title == "method"
+        left = title in ("method", "options")
         rule = "-" * width if left else "-" * (width - 1) + ":"
         lines.append([cell.ljust(width) if left else cell.rjust(width) for cell in (title, rule, *cells)])
     text = [f"| {' | '.join(line)} |" for line in zip(*lines, strict=True)]
@@ -332,7 +434,7 @@ def machine(device: str) -> dict[str, Any]:
 def main() -> None:
     args = parse_args()
     methods = tuning_methods(args.r, [] if args.inference else args.recompute)
-    if args.device.startswith("cuda"):
+    if args.device.startswith("cuda") and not args.count:
         torch.cuda.set_device(args.device)  # its events are the clock
     if args.compile:
         # all variants share a forward, of which torch compiles a few versions and runs the rest as they are
@@ -346,10 +448,17 @@ def main() -> None:
         variants = [variant for variant in variants if variant.name.startswith(tuple(args.only))]
         if not variants:
             raise SystemExit(f"--only {args.only}: no method's name begins so; there are {names}")
-    rows = (measure_inference if args.inference else measure)(args, variants)
-    described = machine(args.device)
-    title = f"{Path(args.model).stem}, {args.img_size} x {args.img_size}, batch {args.batch_size}, {args.dtype}"
-    print(f"{title}; {described['device']}, {described['threads']} threads, torch {described['torch']}\n")
+    take = measure_inference if args.inference else count_fits if args.memory else count if args.count else measure
+    rows = take(args, variants)
+    title = f"{Path(args.model).stem}, {args.img_size} x {args.img_size}"
+    title += f", within {format_bytes(args.memory)}" if args.memory else f", batch {args.batch_size}"
+    if args.count:
+        described = dict(device=args.device, torch=torch.__version__)
+        print(f"{title}, {args.dtype}; counted, not run; kernels of {args.device}, torch {torch.__version__}\n")
+    else:
+        described = machine(args.device)
+        title += f", {args.dtype}"
+        print(f"{title}; {described['device']}, {described['threads']} threads, torch {described['torch']}\n")
     print(format_rows(rows))
     if args.json:
         arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
