@@ -80,9 +80,11 @@ class _Again:
 
     def __enter__(self) -> None:
         for norm in self._norms:
-            for name, value in (("momentum", 0.0), ("num_batches_tracked", None)):
-                self._stack.callback(setattr, norm, name, getattr(norm, name))
-                setattr(norm, name, value)
+            self._stack.callback(setattr, norm, "momentum", norm.momentum)
+            self._stack.callback(setattr, norm, "num_batches_tracked", norm.num_batches_tracked)
+            norm.momentum = 0.0
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked = norm.num_batches_tracked.clone()
         self._stack.enter_context(self._context)
 
     def __exit__(self, *error: Any) -> Any:

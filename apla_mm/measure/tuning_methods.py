@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..method import adapt, find_projections
+from ..method.recompute import set_recompute
 from ..method.selection import random_channels, resolve_r
 
 
@@ -40,6 +41,7 @@ def tuning_methods(r: Sequence[int | float | str], recompute: Sequence[str]) -> 
     """
     return [
         TuningMethod("full fine-tuning", lambda backbone: None, {}),
+        TuningMethod("full, checkpointed", checkpoint_blocks),
         TuningMethod("head only", lambda backbone: backbone.requires_grad_(False), dict(blocks="none")),
         TuningMethod("BitFit", train_biases),
         TuningMethod("LoRA r=8, qkv", partial(add_lora, r=8, only_qkv=True)),
@@ -54,6 +56,11 @@ def tuning_methods(r: Sequence[int | float | str], recompute: Sequence[str]) -> 
 
 def _apla(name: str, **arguments: Any) -> TuningMethod:
     return TuningMethod(name, partial(adapt, **arguments), arguments)
+
+
+def checkpoint_blocks(backbone: nn.Module) -> None:
+    """Plain activation checkpointing: each block keeps its input, and is computed again in backward."""
+    set_recompute(backbone, "block")
 
 
 def train_biases(backbone: nn.Module) -> None:

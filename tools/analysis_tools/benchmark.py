@@ -72,6 +72,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--r", nargs="+", type=number, default=[0.125, 8, "full"], help="channels that train, for APLA")
     modes = MODES[1:]
     parser.add_argument("--recompute", nargs="*", choices=modes, default=modes, help="modes, with the first r")
+    parser.add_argument(
+        "--heads",
+        nargs="+",
+        choices=HEADS,
+        default=["stock"],
+        help="of a config: the plain ones, LeanHeadsHook's, or its recomputed ones; several are measured one by one",
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="methods whose names begin so")
     parser.add_argument("--rounds", type=int, default=5, help="measured steps of each method (default: 5)")
     parser.add_argument("--warm-up", type=int, default=2, help="steps of each before that (default: 2)")
@@ -86,6 +93,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a trace of a step of each method here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.heads != ["stock"] and (args.backbone_only or not args.model.endswith(".py")):
+        parser.error("--heads goes with a config's whole model")
     if args.backbone_only and not args.model.endswith(".py"):
         parser.error("--backbone-only goes with a config")
     if args.inference and args.model.endswith(".py") and not args.backbone_only:
@@ -117,16 +126,21 @@ def memory(text: str) -> int:
     return int(float(found[1]) * 2 ** (10 * (" KMGT".index(found[2]))))
 
 
+#: heads -> what names of variants say of them
+HEADS = {"stock": "", "lean": ", lean heads", "recomputed": ", heads recomputed"}
+
+
 @dataclass(frozen=True)
 class Variant:
-    """A method, compiled or not."""
+    """A method, with which heads, compiled or not."""
 
     method: TuningMethod
     compiled: bool = False
+    heads: str = "stock"
 
     @property
     def name(self) -> str:
-        return self.method.name + ", compiled" * self.compiled
+        return self.method.name + HEADS[self.heads] + ", compiled" * self.compiled
 
 
 def build_timm(args: argparse.Namespace, compiled: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
@@ -188,6 +202,12 @@ def build(args: argparse.Namespace, variant: Variant) -> TrainingStep:
     torch.manual_seed(0)
     model, loss = (build_from_config if args.model.endswith(".py") else build_timm)(args, variant.compiled)
     variant.method.prepare(model.backbone)
+    if variant.heads != "stock":
+        from apla_mm.models.heads.lean_heads import make_heads_lean
+
+        heads = make_heads_lean(model, variant.heads == "recomputed")
+        if all(heads.values()):
+            raise ValueError(f"no head can be lean: {'; '.join(heads.values()) or 'there is none'}")
     return TrainingStep(model.train(), loss, DTYPES[args.dtype], args.fused)
 
 
@@ -280,6 +300,8 @@ def options_for(args: argparse.Namespace, variant: Variant, batch_size: int) -> 
 
     cfg = Config.fromfile(args.model)
     batch = f"train_dataloader.batch_size={batch_size}"
+    if variant.heads == "recomputed":
+        batch += " default_hooks.lean_heads.recompute=True"
     hooks = [f"custom_hooks.{i}" for i, h in enumerate(cfg.get("custom_hooks", [])) if h["type"] == "APLAHook"]
     if given is None:
         return f"{batch}; no config has this method"
@@ -440,7 +462,12 @@ def main() -> None:
         # all variants share a forward, of which torch compiles a few versions and runs the rest as they are
         torch._dynamo.config.recompile_limit = 4 * len(methods)
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-    variants = [Variant(method, compiled) for method in methods for compiled in (False, True)[: 1 + args.compile]]
+    variants = [
+        Variant(method, compiled, heads)
+        for method in methods
+        for heads in args.heads
+        for compiled in (False, True)[: 1 + args.compile]
+    ]
     if args.worker:
         return run_worker(args, next(variant for variant in variants if variant.name == args.worker))
     if args.only:
