@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
         default=["stock"],
         help="of a config: the plain ones, LeanHeadsHook's, or its recomputed ones; several are measured one by one",
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="methods whose names begin so")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows whose names begin so; NAME$ is one alone")
     parser.add_argument("--rounds", type=int, default=5, help="measured steps of each method (default: 5)")
     parser.add_argument("--warm-up", type=int, default=2, help="steps of each before that (default: 2)")
     parser.add_argument("--fused", action="store_true", help="fused AdamW")
@@ -472,7 +472,7 @@ def main() -> None:
         return run_worker(args, next(variant for variant in variants if variant.name == args.worker))
     if args.only:
         names = [method.name for method in methods]
-        variants = [variant for variant in variants if variant.name.startswith(tuple(args.only))]
+        variants = [variant for variant in variants if f"{variant.name}$".startswith(tuple(args.only))]
         if not variants:
             raise SystemExit(f"--only {args.only}: no method's name begins so; there are {names}")
     take = measure_inference if args.inference else count_fits if args.memory else count if args.count else measure
