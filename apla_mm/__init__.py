@@ -23,4 +23,10 @@ elif find_spec("mmengine") is not None:
 
     from wrapt import when_imported
 
-    when_imported("mmengine")(lambda mmengine: import_module("apla_mm.registration"))
+    def _register(package: object) -> None:
+        mmcv = sys.modules.get("mmcv")
+        if package is mmcv or not getattr(getattr(mmcv, "__spec__", None), "_initializing", False):
+            import_module("apla_mm.registration")  # else mmcv is importing mmengine, and is called next
+
+    for _name in ("mmengine", "mmcv"):
+        when_imported(_name)(_register)

@@ -84,6 +84,9 @@ ORDERS = {
     "apla_mm first": "import apla_mm, mmengine",
     "mmengine first": "import mmengine, apla_mm",
     "a part of mmengine after apla_mm": "import apla_mm; from mmengine.registry import Registry",
+    "mmcv after apla_mm": "import apla_mm, mmcv",
+    "mmseg after apla_mm": "import apla_mm, mmseg",
+    "a part of mmdet after apla_mm": "import apla_mm; from mmdet.structures import DetDataSample",
     "custom_imports": "from mmengine import Config; Config.fromstring(TEXT, '.py')",
     "custom_imports after apla_mm": "import apla_mm; from mmengine import Config; Config.fromstring(TEXT, '.py')",
     "custom_imports of a file": """

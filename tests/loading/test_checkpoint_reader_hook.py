@@ -345,7 +345,9 @@ def test_no_scheme_of_mmengines_runs_code(
             loading(make_runner, name).train()
         assert os.environ[VARIABLE] == "1" and not marker.exists(), scheme
         os.environ[VARIABLE] = "0"
-    # without the hook each does
+    # without the hook each does, but for the original mmengine beside a torch that refuses by itself
+    if not hasattr(mmengine.runner.checkpoint, "get_torch_safe_globals"):
+        return
     for scheme, name in names.items():
         runner = make_runner(TinyClassifier(), load_from=name, custom_hooks=[StopsAtFirstStep()])
         with pytest.raises(Trained):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import ROOT
 from helpers.data_sets import write_photos
+from helpers.optional import needs
 from helpers.processes import run, run_ranks
 from helpers.small_run import CONFIG, OPTIONS, TEST, TRAIN, run_small
 from mmengine.config import ConfigDict
@@ -59,10 +60,16 @@ ORIGINAL_SWIN = {
 }  # fmt: skip
 
 
+def build(backbone: dict[str, Any]) -> nn.Module:
+    if backbone["type"].startswith("mmpretrain."):
+        needs("mmpretrain")
+    return MODELS.build(ConfigDict(backbone))
+
+
 class Model(BaseModel):
     def __init__(self, backbone: dict[str, Any], classes: int = 3) -> None:
         super().__init__()
-        self.backbone = MODELS.build(ConfigDict(backbone))
+        self.backbone = build(backbone)
         with torch.no_grad():
             channels = self.backbone(torch.zeros(1, 3, SIZE, SIZE))[-1].shape[1]
         self.head = nn.Linear(channels, classes)
@@ -88,7 +95,7 @@ def weights_of(backbone: dict[str, Any], names: dict[str, str] | None = None, pr
     """Weights of a backbone that no initialiser gives, under other names."""
     torch.manual_seed(5)
     state = {}
-    for name, tensor in MODELS.build(ConfigDict(backbone)).state_dict().items():
+    for name, tensor in build(backbone).state_dict().items():
         for pattern, new in (names or {}).items():
             name = re.sub(pattern, new, name)
         state[prefix + name] = torch.randn_like(tensor) if tensor.is_floating_point() else tensor

@@ -87,7 +87,10 @@ def compare(
     head, maps = head.to(dtype), [one.to(dtype) for one in maps]
     lean = copy.deepcopy(head)
     assert make_heads_lean(lean, recompute) == {"": ""}
-    right = step(head, maps, samples)
+    try:
+        right = step(head, maps, samples)
+    except IndexError:
+        pytest.skip("this mmseg's class weights do not know ignored labels")
     assert_equal(step(lean, maps, samples), right, tolerance if dtype is torch.float64 else 1e-4)
 
 
