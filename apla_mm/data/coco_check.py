@@ -12,6 +12,7 @@ from ..option_values import pasted
 from ..text import first_few, quoted
 from .coco_file import CocoFile
 from .folders import is_local
+from .object_counts import ObjectCounts, taken_images
 from .reading import DataError, check_evenly, read_image
 from .similar_files import hint_at
 
@@ -41,6 +42,8 @@ def check_annotations(
     filter_empty: bool = False,
     box_tolerance: float = 1.0,
     backend_args: Any = None,
+    indices: int | Sequence[int] | None = None,
+    counts: ObjectCounts | None = None,
 ) -> str:
     """Check that an annotation file is in order and fits its data set.
 
@@ -54,6 +57,8 @@ def check_annotations(
         filter_empty: Whether mmdet leaves out images without an annotation of the classes.
         box_tolerance: How many pixels a box may reach out of its image.
         backend_args: Where the file is kept, as in mmengine's data sets.
+        indices: Which of the images that are kept the data set takes, as in mmengine's data sets.
+        counts: Takes how many objects each class has.
 
     Returns:
         What the log may say of the file: what there is, and what mmdet leaves out of it.
@@ -68,7 +73,11 @@ def check_annotations(
     if masks:
         _check_masks(file, used)
     if annotated:
-        _check_usable(file, classes, used, min_size)
+        crowd = np.array([bool(a.get("iscrowd")) for a in file.annotations], dtype=bool)
+        _check_usable(file, classes, used, crowd, min_size)
+        if counts is not None:
+            empty, small = _images_left_out(file, classes, min_size, filter_empty)
+            counts.add(file, used & ~crowd, taken_images(~empty & ~small, indices))
     for truth in truths:
         if abspath(truth) != abspath(path):
             _check_same_images(file, CocoFile(truth, scored=True, backend_args=backend_args))
@@ -176,20 +185,22 @@ def _used_annotations(file: CocoFile, classes: Sequence[str]) -> np.ndarray:
     return _chosen_annotations(file, classes) & visible & kept
 
 
-def _check_usable(file: CocoFile, classes: Sequence[str], used: np.ndarray, min_size: float = 0) -> None:
+def _check_usable(
+    file: CocoFile, classes: Sequence[str], used: np.ndarray, crowd: np.ndarray, min_size: float = 0
+) -> None:
     """Check that there is something to learn from, or to score.
 
     Args:
         file: The annotation file.
         classes: The classes.
         used: Whether mmdet takes each annotation for one of the classes.
+        crowd: Whether each is of a crowd, which is neither learned nor scored.
         min_size: The least side of an image that mmdet keeps.
 
     Raises:
         DataError: There is no object of the classes in the images that are kept.
     """
     large = file.sizes.min(axis=1) >= min_size
-    crowd = np.array([bool(a.get("iscrowd")) for a in file.annotations], dtype=bool)
     if not (used & ~crowd & large[file.image]).any():
         chosen = _chosen_annotations(file, classes)
         raise DataError(
@@ -232,11 +243,8 @@ def _summary(file: CocoFile, classes: Sequence[str], used: np.ndarray) -> str:
 
 
 def _left_out(file: CocoFile, classes: Sequence[str], min_size: float, filter_empty: bool) -> str:
-    """What the log says of images that mmdet leaves out, and of classes that have nothing."""
-    has_some = np.zeros(len(file.images), dtype=bool)
-    has_some[file.image[_chosen_annotations(file, classes)]] = True
-    empty = ~has_some & filter_empty
-    small = ~empty & (file.sizes.min(axis=1) < min_size)
+    """What the log says of images that mmdet leaves out."""
+    empty, small = _images_left_out(file, classes, min_size, filter_empty)
     text = ""
     for wrong, reason in (
         (empty, "without an annotation of the classes (filter_cfg.filter_empty_gt=True)"),
@@ -246,6 +254,16 @@ def _left_out(file: CocoFile, classes: Sequence[str], min_size: float, filter_em
             names = quoted((file.images[i]["file_name"] for i in np.flatnonzero(wrong)), 3)
             text += f"; {wrong.sum():,} of {len(wrong):,} images are left out, {reason}: {names}"
     return text
+
+
+def _images_left_out(
+    file: CocoFile, classes: Sequence[str], min_size: float, filter_empty: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether mmdet leaves each image out as it has no annotation of the classes, or as it is small."""
+    has_some = np.zeros(len(file.images), dtype=bool)
+    has_some[file.image[_chosen_annotations(file, classes)]] = True
+    empty = ~has_some & filter_empty
+    return empty, ~empty & (file.sizes.min(axis=1) < min_size)
 
 
 def check_images(

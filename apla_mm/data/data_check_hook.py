@@ -18,6 +18,7 @@ from .folders import dataset_class, datasets_of, evaluators_of
 from .heads import heads_of
 from .label_counts import LabelCounts
 from .left_out import images_not_listed
+from .object_counts import ObjectCounts
 from .pipelines import steps_of
 from .reading import DataError
 from .segmentation_check import SegmentationCheck
@@ -32,7 +33,8 @@ class DataCheckHook(Hook):
     label maps that all together have nothing to learn, or no pixel of a class; in COCO's format an annotation that
     refers to nothing, a box outside its image, a mask that is none, classes that are not the file's categories in the
     file's order; a head with another number of classes than the data set. With several processes each reads its share
-    of the images, and the first one the annotation files. Training images that cannot be read are only logged where
+    of the images, and the first one the annotation files. How many pixels or objects each class has is logged, and
+    a class without an object in training is a warning. Training images that cannot be read are only logged where
     ResumableTrainLoop is set to skip them.
 
     Args:
@@ -64,10 +66,12 @@ class DataCheckHook(Hook):
             loaders: Which of its data loaders will be used.
         """
         for name in loaders:
-            for settings in datasets_of(runner.cfg, name):
-                if is_coco(dataset_class(settings, runner.cfg.get("default_scope")), plain=True):
-                    lazy = {**copy.deepcopy(settings), "lazy_init": True}
-                    self._check_annotations(runner, name, DATASETS.build(lazy))
+            read = [
+                DATASETS.build({**copy.deepcopy(settings), "lazy_init": True})
+                for settings in datasets_of(runner.cfg, name)
+                if is_coco(dataset_class(settings, runner.cfg.get("default_scope")), plain=True)
+            ]
+            self._check_annotations(runner, name, read)
             self._checked.add(name)
 
     def before_train(self, runner: Runner) -> None:
@@ -87,14 +91,13 @@ class DataCheckHook(Hook):
         unreadable: list[str] | None = [] if skips else None
         metrics = None if loop is None else getattr(getattr(loop, "evaluator", None), "metrics", [])
         maps = SegmentationCheck(name, runner.model, metrics, self.time_limit, self.missing_classes)
-        kinds = []
-        for dataset in _unwrapped(loader.dataset):
-            kind = in_every_process(partial(_kind_of, name, dataset))
-            kinds.append(kind)
+        datasets = list(_unwrapped(loader.dataset))
+        kinds = [in_every_process(partial(_kind_of, name, dataset)) for dataset in datasets]
+        if name not in self._checked:
+            self._check_annotations(runner, name, [one for one in datasets if is_coco(type(one), plain=True)])
+        for dataset, kind in zip(datasets, kinds, strict=True):
             if kind is None:
                 continue
-            if kind == "COCO" and name not in self._checked and is_coco(type(dataset), plain=True):
-                self._check_annotations(runner, name, dataset)
             in_every_process(partial(self._check_heads, runner, name, dataset))
             if kind == "COCO":
                 self._check_images(name, dataset, unreadable)
@@ -110,7 +113,17 @@ class DataCheckHook(Hook):
                 print_log(text, logger="current", level=logging.WARNING)
         return counts
 
-    def _check_annotations(self, runner: Runner, name: str, dataset: Any) -> None:
+    def _check_annotations(self, runner: Runner, name: str, datasets: Sequence[Any]) -> None:
+        counts = ObjectCounts()
+        for dataset in datasets:
+            self._check_annotation_file(runner, name, dataset, counts)
+        if counts.read and is_main_process():
+            classes = list(dict.fromkeys(one for dataset in datasets for one in dataset.metainfo["classes"]))
+            print_log(f"{name}: {counts.summary(classes)}", logger="current")
+            for text in counts.suspicions(classes) if name == "train_dataloader" else ():
+                print_log(f"{name}: {text}", logger="current", level=logging.WARNING)
+
+    def _check_annotation_file(self, runner: Runner, name: str, dataset: Any, counts: ObjectCounts) -> None:
         evaluators = [] if name == "train_dataloader" else evaluators_of(runner.cfg, name)
         scoring = [evaluator for evaluator in evaluators if not evaluator.get("format_only")]
         one = len(datasets_of(runner.cfg, name)) == 1  # of several sets, each is a part of what is scored
@@ -124,6 +137,8 @@ class DataCheckHook(Hook):
             filter_empty=kept.get("filter_empty_gt", False),
             box_tolerance=self.box_tolerance,
             backend_args=dataset.backend_args,
+            indices=dataset._indices,
+            counts=counts,
         )
 
         def check() -> str:

@@ -78,22 +78,31 @@ class LabelCounts:
     def summary(self, names: Sequence[str]) -> str:
         """A table of what each class has: of all, or of the rarest."""
         total = sum(self.pixels.values()) or 1
-        labels = sorted(range(len(names)), key=lambda label: self.pixels[label])
-        absent = [names[label] for label in labels if not self.pixels[label]]
-        rarest = labels if len(labels) <= _MOST_ROWS else labels[len(absent) :][: _MOST_ROWS // 2]
+        absent, shown = classes_shown([self.pixels[label] for label in range(len(names))])
         others = sorted(label for label in self.pixels if not 0 <= label < len(names))
         rows = [
             (names[label] if 0 <= label < len(names) else "ignored", str(label), *self._row(label, total))
-            for label in (*(sorted(labels) if rarest is labels else rarest), *others)
+            for label in (*shown, *others)
         ]
         text = f"{self.read:,} label maps; {len(names) - len(absent):,} of {len(names):,} classes have pixels"
         if absent:
-            text += f", {first_few(absent, 5)} none"
-        text += "" if rarest is labels else "; the rarest of the others"
+            text += f", {first_few((names[label] for label in absent), 5)} none"
+        text += "" if len(shown) == len(names) else "; the rarest of the others"
         return f"{text}\n{table(('class', 'label', 'pixels', 'images'), rows)}"
 
     def _row(self, label: int, total: int) -> tuple[str, str]:
         return f"{100 * self.pixels[label] / total:.2f} %", f"{self.images[label]:,}"
+
+
+def classes_shown(counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The classes that have nothing, and those that a table shows: all, or the rarest that have something.
+
+    Args:
+        counts: What each class has.
+    """
+    labels = sorted(range(len(counts)), key=lambda label: counts[label])
+    absent = [label for label in labels if not counts[label]]
+    return absent, sorted(labels) if len(labels) <= _MOST_ROWS else labels[len(absent) :][: _MOST_ROWS // 2]
 
 
 def judge_training(counts: LabelCounts, rules: LabelRules, names: Sequence[str]) -> Iterator[str]:
