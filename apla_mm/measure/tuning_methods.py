@@ -41,7 +41,7 @@ def tuning_methods(r: Sequence[int | float | str], recompute: Sequence[str]) -> 
     """
     return [
         TuningMethod("full fine-tuning", lambda backbone: None, {}),
-        TuningMethod("full, checkpointed", checkpoint_blocks),
+        TuningMethod("all trains, checkpointed", checkpoint_blocks),
         TuningMethod("head only", lambda backbone: backbone.requires_grad_(False), dict(blocks="none")),
         TuningMethod("BitFit", train_biases),
         TuningMethod("LoRA r=8, qkv", partial(add_lora, r=8, only_qkv=True)),

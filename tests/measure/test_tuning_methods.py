@@ -37,7 +37,7 @@ def make() -> nn.Module:
 
 
 def test_full_fine_tuning_comes_first():
-    assert list(METHODS) == ["full fine-tuning", "full, checkpointed", *TRAINED]
+    assert list(METHODS) == ["full fine-tuning", "all trains, checkpointed", *TRAINED]
     model = make()
     METHODS["full fine-tuning"].prepare(model)
     assert all(parameter.requires_grad for parameter in model.parameters())

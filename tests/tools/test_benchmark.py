@@ -98,7 +98,7 @@ def test_compiled_variants_stand_beside_the_others(tmp_path: Path) -> None:
     [
         (
             ["vit_tiny_patch16_224", "--only", "LoRaX"],
-            "no method's name begins so; there are ['full fine-tuning', 'full",
+            "no method's name begins so; there are ['full fine-tuning', 'all trains",
         ),
         (["vit_tiny_patch17"], "Unknown model (vit_tiny_patch17)"),
         (["configs/seg/none.py"], "none.py"),
