@@ -4,7 +4,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import mmengine.runner.checkpoint
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
@@ -44,18 +43,18 @@ def mmengines_types() -> list[Any]:
         for name in ("_reconstruct", "scalar")
         for core in ("core", "_core")
     ]
-    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *functions, _GETATTR]
+    # OneDL's mmengine takes its own types off torch's list after each load: with their names they are other entries
+    types = [(cls, f"{cls.__module__}.{cls.__qualname__}") for cls in (HistoryBuffer, np.ndarray, np.dtype, *dtypes)]
+    return [*types, *functions, _GETATTR]
 
 
 def _add_safe_globals() -> None:
     """Let mmengine read its own checkpoints with ``weights_only=True``, torch's default since 2.6.
 
-    The original one allows nothing for it, OneDL's not all dtypes of NumPy that scores may have.
+    The original one allows nothing for it, OneDL's not all dtypes of NumPy that scores may have, and nothing for what
+    it downloads.
     """
-    types = mmengines_types()
-    if hasattr(mmengine.runner.checkpoint, "get_torch_safe_globals"):
-        types.remove(_GETATTR)  # the other has its own
-    torch.serialization.add_safe_globals(types)
+    torch.serialization.add_safe_globals(mmengines_types())
 
 
 _add_safe_globals()

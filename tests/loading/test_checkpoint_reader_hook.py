@@ -357,6 +357,91 @@ def test_no_scheme_of_mmengines_runs_code(
     assert load_url(names["http"]) and marker.exists()
 
 
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Any], dict[str, str]]]:
+    """Writes a file where a server here has it; gives the names by which mmengine loads it from there."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("MMENGINE_HOME", str(tmp_path / "mmengine"))
+    folder, cache = tmp_path / "served", tmp_path / "torch/hub/checkpoints"
+    for one in (folder, cache, tmp_path / "mmengine"):
+        one.mkdir(parents=True)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+
+        def write(name: str, content: Any) -> dict[str, str]:
+            torch.save(content, folder / f"{name}.pth")
+            url = f"http://127.0.0.1:{server.server_port}/{name}.pth"
+            (tmp_path / "mmengine/open_mmlab.json").write_text(json.dumps({name: url}))
+            # this list has fixed addresses, whose downloads torch's cache would have
+            table = json.loads((Path(mmengine.__file__).parent / "hub/mmcls.json").read_text())
+            model, address = next(iter(table.items()))
+            torch.save(content, cache / address.rpartition("/")[2])
+            return {
+                "http": url,
+                "http with a query": f"{url}?download=1",
+                "open-mmlab": f"open-mmlab://{name}",
+                "mmcls": f"mmcls://{model}",
+            }
+
+        yield write
+        server.shutdown()
+        thread.join()
+
+
+ELSEWHERE = ("http", "http with a query", "open-mmlab", "mmcls")
+
+
+@pytest.mark.parametrize("scheme", ELSEWHERE)
+def test_weights_from_elsewhere_are_loaded(
+    make_runner: Callable[..., Runner], served: Callable[[str, Any], dict[str, str]], scheme: str
+) -> None:
+    name = served("fine", dict(state_dict=weights(), meta=dict(iter=3, score=np.float64(0.5))))[scheme]
+    runner = loading(make_runner, name)
+    train(runner)
+    if scheme != "mmcls":  # of which mmengine takes the keys of a classifier's backbone alone
+        assert_loaded(runner.model)
+
+
+def test_a_run_is_resumed_from_a_server(
+    make_runner: Callable[..., Runner], served: Callable[[str, Any], dict[str, str]], tmp_path: Path
+) -> None:
+    first = make_runner(TinyClassifier(), custom_hooks=HOOKS)
+    first.train()
+    content = torch.load(Path(first.work_dir, "iter_2.pth"), weights_only=False)
+    url = served("iter_2", content)["http"]
+    runner = make_runner(TinyClassifier(), max_iters=3, resume=True, load_from=url, custom_hooks=HOOKS)
+    runner.train()
+    assert runner.iter == 3
+    content["meta"]["evil"] = Evil(tmp_path / "marker")
+    url = served("evil_2", content)["http"]
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
+        make_runner(TinyClassifier(), max_iters=4, resume=True, load_from=url, custom_hooks=HOOKS).train()
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("scheme", ELSEWHERE)
+@pytest.mark.parametrize("evil", [False, True], ids=["fine", "evil"])
+def test_init_cfg_from_elsewhere(
+    make_runner: Callable[..., Runner],
+    served: Callable[[str, Any], dict[str, str]],
+    tmp_path: Path,
+    scheme: str,
+    evil: bool,
+) -> None:
+    keep = "backbone." if scheme == "mmcls" else ""
+    state = {f"{keep}linear.weight": torch.full((3, 3), 0.5), f"{keep}linear.bias": torch.full((3,), 0.5)}
+    more = dict(evil=Evil(tmp_path / "marker")) if evil else {}
+    name = served("part", dict(state_dict=state, **more))[scheme]
+    model = Model(dict(type="Pretrained", checkpoint=name))
+    runner = make_runner(model, custom_hooks=[*HOOKS, StopsAtFirstStep()])
+    with pytest.raises(Exception, match=r"(?i)weights.only") if evil else pytest.raises(Trained):
+        runner.train()
+    assert not (tmp_path / "marker").exists()
+    assert evil or all((tensor == 0.5).all() for tensor in model.state_dict().values())
+
+
 def test_the_environment_is_as_before_once_all_is_loaded(
     make_runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
