@@ -1,6 +1,6 @@
 """How many channels the maps of a backbone and a neck have, by their configs; nothing of them is built."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -92,3 +92,30 @@ def maps_of_neck(neck: Mapping[str, Any]) -> list[int] | None:
     if kind(neck) == "ChannelMapper":
         count = count or len(as_list(neck.get("in_channels")))
     return [out] * count if known and isinstance(out, int) and isinstance(count, int) else None
+
+
+def strides_of_backbone(backbone: Mapping[str, Any]) -> list[float] | None:
+    """How many pixels a step of each map of a backbone is; None if that is not known."""
+    name, patch = kind(backbone), patch_size(backbone)
+    if patch is not None:
+        maps = maps_of_backbone(backbone)
+        return None if maps is None or patch[0] != patch[1] else [patch[0]] * len(maps)
+    first = backbone.get("patch_size", 4)
+    stages = isinstance(first, int) and not {"strides", "dilations"} & set(backbone)
+    if stages and name in (*_RESNETS, "SwinTransformer", "MixVisionTransformer"):
+        return [first * 2**i for i in backbone.get("out_indices", (0, 1, 2, 3))]
+    return None
+
+
+def strides_of_neck(neck: Mapping[str, Any], given: Sequence[float]) -> list[float] | None:
+    """How many pixels a step of each map of a neck is; None if that is not known."""
+    count, name = len(maps_of_neck(neck) or ()), kind(neck)
+    if not count or name == "MultiLevelNeck" or neck.get("end_level", -1) != -1:
+        return None
+    if name == "SimpleFeaturePyramid":
+        strides = [given[-1] / factor for factor in neck.get("scale_factors", (4, 2, 1, 0.5))]
+    else:
+        strides = list(given[neck.get("start_level", 0) if name == "FPN" else 0 :])
+    while len(strides) < count:
+        strides.append(2 * strides[-1])
+    return strides[:count]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmengine.config import Config
 
 from ...data.folders import LOADERS
-from . import evaluation, loaders, model, preprocessing, schedule
+from . import datasets, evaluation, loaders, model, preprocessing, schedule
 from .problems import Problem
 
 
@@ -20,7 +20,13 @@ def find_problems(cfg: Config, used: Sequence[str] = LOADERS) -> list[Problem]:
         cfg: The whole config.
         used: The data loaders that will be used; rules of training are left out without that of training.
     """
-    rules = [*loaders.rules_of(used), *model.RULES, *preprocessing.RULES, *evaluation.rules_of(used)]
+    rules = [
+        *loaders.rules_of(used),
+        *datasets.rules_of(used),
+        *model.RULES,
+        *preprocessing.RULES,
+        *evaluation.rules_of(used),
+    ]
     if "train_dataloader" in used:
         rules += [*schedule.RULES, *evaluation.TRAINING_RULES, *preprocessing.TRAINING_RULES, *model.TRAINING_RULES]
     return [problem for rule in rules for problem in rule(cfg)]

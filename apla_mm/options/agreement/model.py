@@ -6,9 +6,13 @@ from typing import Any
 from mmengine.config import Config
 
 from ...data.folders import LOADERS
-from .architecture import depth_of, maps_of_backbone, maps_of_neck
+from ...data.heads import is_in_head, is_other_type
+from .architecture import depth_of, maps_of_backbone, maps_of_neck, strides_of_backbone, strides_of_neck
+from .datasets import classes_of, datasets
 from .problems import Problem, as_list, find, keyed, kind, parts
 
+#: parts that count in pixels of the image, and take the maps in their order, the first ones
+_COUNT_PIXELS = {"anchor_generator", "prior_generator", "bbox_head", "bbox_roi_extractor", "mask_roi_extractor"}
 _QUERIES = {"MaskFormerHead", "Mask2FormerHead"}  # heads that take all maps
 _COUNT_NOTHING = {*_QUERIES, "SideAdapterCLIPHead"}  # heads whose loss has one class more, for what is of none
 
@@ -44,6 +48,7 @@ def channels_fit(cfg: Config) -> Iterator[Problem]:
                 yield from _segmentation_head_fits(key, head, maps, giver)
     if neck is not None:
         yield from _detection_heads_fit(cfg, maps)
+        yield from _strides_fit(cfg)
 
 
 def _neck_fits(neck: Mapping[str, Any], maps: list[int]) -> Iterator[Problem]:
@@ -101,6 +106,88 @@ def _detection_heads_fit(cfg: Config, maps: list[int]) -> Iterator[Problem]:
         if len(strides) > len(maps):
             what = f"{_told(strides)}, for {len(strides)} maps, and model.neck gives {len(maps)}"
             yield Problem(f"{key}.featmap_strides", what, {"model.neck.num_outs": len(strides) + 1})
+
+
+def _strides_fit(cfg: Config) -> Iterator[Problem]:
+    """Heads that count in pixels of the image take the strides of the maps that they are given."""
+    given = strides_of_backbone(find(cfg, "model.backbone", {}))
+    expected = None if given is None else strides_of_neck(find(cfg, "model.neck", {}), given)
+    if expected is None:
+        return
+    for key, part in parts(find(cfg, "model", {}), "model"):
+        for name in ("strides", "featmap_strides"):
+            strides = as_list(part.get(name))
+            taker = any(step in _COUNT_PIXELS for step in key.split(".")[-2:])
+            if not taker or not strides or not all(map(_is_number, strides)) or len(strides) > len(expected):
+                continue
+            right = [int(one) if one == int(one) else one for one in expected[: len(strides)]]
+            if strides != right:
+                what = f"{_told(strides)}, and model.neck gives maps of strides {_told(right)}"
+                yield Problem(f"{key}.{name}", what, {f"{key}.{name}": right})
+
+
+def regions_fit(cfg: Config) -> Iterator[Problem]:
+    """The heads of a detector's second stage take the regions that are cut out for them."""
+    roi_head = find(cfg, "model.roi_head", {})
+    for head_name in ("bbox_head", "mask_head"):
+        name = head_name.replace("_head", "_roi_extractor")
+        extractors = keyed(cfg, f"model.roi_head.{name if roi_head.get(name) else 'bbox_roi_extractor'}")
+        heads = keyed(cfg, f"model.roi_head.{head_name}")
+        for i, (key, head) in enumerate(heads):
+            where, extractor = extractors[min(i, len(extractors) - 1)] if extractors else ("", {})
+            if kind(extractor) != "SingleRoIExtractor" or not isinstance(head, Mapping):
+                continue
+            width, channels = extractor.get("out_channels"), head.get("in_channels")
+            if isinstance(channels, int) and isinstance(width, int) and channels != width:
+                what = f"{channels}, and {where}.out_channels is {width}"
+                yield Problem(f"{key}.in_channels", what, {f"{key}.in_channels": width})
+            size, taken = find(extractor, "roi_layer.output_size"), head.get("roi_feat_size")
+            if isinstance(taken, int) and isinstance(size, int) and taken != size:
+                what = f"{taken}, and {where}.roi_layer.output_size is {size}"
+                yield Problem(f"{key}.roi_feat_size", what, {f"{key}.roi_feat_size": size})
+
+
+def heads_count_the_classes(cfg: Config) -> Iterator[Problem]:
+    """All heads count the classes that the data set has."""
+    heads = list(_counting_heads(find(cfg, "model", {})))
+    names = next((names for loader in LOADERS for _, names in classes_of(cfg, loader)), None)
+    text = any(one.get("return_classes") for loader in LOADERS for _, one in datasets(cfg, loader))
+    if not heads or text:
+        return
+    first, head = heads[0]
+    count = head["num_classes"] if names is None else len(names)
+    for key, head in heads:
+        if head["num_classes"] != count:
+            told = f"{first}.num_classes is {count}" if names is None else f"the data set has {count} classes"
+            what = f"{head['num_classes']}, and {told}"
+            yield Problem(f"{key}.num_classes", what, {f"{key}.num_classes": count}, "or the option classes")
+
+
+def _counting_heads(node: Any, path: str = "model") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The parts of heads that count the data set's classes."""
+    for key, part in parts(node, path):
+        loss = any(step.startswith("loss") for step in key.split("."))
+        other = loss or is_other_type(str(part.get("type"))) or part.get("class_agnostic")
+        if isinstance(part.get("num_classes"), int) and kind(part) and is_in_head(key) and not other:
+            yield key, part
+
+
+def outputs_fit_classes(cfg: Config) -> Iterator[Problem]:
+    """A head of mmseg has an output for each class, or one that says 0 or 1."""
+    heads = [pair for name in ("decode_head", "auxiliary_head") for pair in keyed(cfg, f"model.{name}")]
+    for key, head in heads:
+        count, outputs = find(head, "num_classes"), find(head, "out_channels")
+        if not isinstance(count, int) or not isinstance(outputs, int) or kind(head) in _COUNT_NOTHING:
+            continue
+        if outputs != count and not (outputs == 1 and count == 2):
+            what = f"{outputs}, and {key}.num_classes is {count}: expected {count}"
+            yield Problem(f"{key}.out_channels", what, {f"{key}.out_channels": count})
+        if outputs != 1 or count > 2:
+            continue
+        for where, loss in parts(head.get("loss_decode"), f"{key}.loss_decode"):
+            if kind(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid"):
+                what = f"without it the loss is a softmax, and of one output, {key}.out_channels=1, always 0"
+                yield Problem(f"{where}.use_sigmoid", what, {f"{where}.use_sigmoid": True}, f"or {key}.out_channels=2")
 
 
 def weights_of_classes(cfg: Config) -> Iterator[Problem]:
@@ -163,17 +250,14 @@ def classes_are_the_same(cfg: Config) -> Iterator[Problem]:
     """Where training and its evaluation name the classes, they name the same ones in the same order."""
     first: tuple[str, list[Any]] | None = None
     for loader in LOADERS:
-        key = f"{loader}.dataset.metainfo.classes"
-        names = find(cfg, key)
-        # classes that are given to the model as text may be others in each data set
-        if not isinstance(names, list | tuple) or find(cfg, f"{loader}.dataset.return_classes"):
-            continue
-        if first is None:
-            first = key, list(names)
-        elif list(names) != first[1]:
-            error = len(names) != len(first[1]) or set(names) == set(first[1])
-            what = f"{_told(names)}, and {first[0]} is {_told(first[1])}"
-            yield Problem(key, what, {key: first[1]}, "or the option classes, which sets all", error=error)
+        for where, names in classes_of(cfg, loader):
+            key = f"{where}.metainfo.classes"
+            if first is None:
+                first = key, names
+            elif names != first[1]:
+                error = len(names) != len(first[1]) or set(names) == set(first[1])
+                what = f"{_told(names)}, and {first[0]} is {_told(first[1])}"
+                yield Problem(key, what, {key: first[1]}, "or the option classes, which sets all", error=error)
 
 
 def _told(value: Any) -> str:
@@ -182,5 +266,5 @@ def _told(value: Any) -> str:
     return f"({text})" if isinstance(value, list | tuple) else text
 
 
-RULES = [backbone_outputs_exist, channels_fit]
+RULES = [backbone_outputs_exist, channels_fit, regions_fit, heads_count_the_classes, outputs_fit_classes]
 TRAINING_RULES = [weights_of_classes, masks_are_read, classes_are_the_same]

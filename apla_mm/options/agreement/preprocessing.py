@@ -10,24 +10,33 @@ from .architecture import patch_size
 from .problems import Problem, find, kind, pair, parts
 
 _IMAGENET = [123.675, 116.28, 103.53]
+_STD = [58.395, 57.12, 57.375]
 _STATISTICS = "model.data_preprocessor"
+#: what the addresses of published weights have in them -> what images these weights have seen
+_PUBLISHED = {
+    "pretrain/segmenter/": dict(mean=[127.5] * 3, std=[127.5] * 3),
+    "pretrain/swin/": dict(mean=_IMAGENET, std=_STD),
+    "SwinTransformer/storage/": dict(mean=_IMAGENET, std=_STD),
+    "pretrain/segformer/": dict(mean=_IMAGENET, std=_STD),
+}
 
 
 def normalised_as_pretrained(cfg: Config) -> Iterator[Problem]:
-    """A pretrained ViT sees images with the statistics that it was pretrained with; those of weights by timm's name."""
+    """A pretrained backbone sees images with the statistics of its pretraining, where they are known."""
     backbone, preprocessor = find(cfg, "model.backbone", {}), find(cfg, _STATISTICS)
     if not isinstance(preprocessor, Mapping):
         return
     mean, std = preprocessor.get("mean"), preprocessor.get("std")
     if _numbers(mean) and _numbers(std) and 0 < max(mean) <= 1 and max(std) <= 1:
-        right = _pretrained_statistics(backbone) or dict(mean=_scaled(mean), std=_scaled(std))
+        known = _pretrained_statistics(backbone)
+        right = known[1] if known else dict(mean=_scaled(mean), std=_scaled(std))
         cure = {f"{_STATISTICS}.{key}": right[key] for key in ("mean", "std")}
         what = f"mean={_told(mean)}, std={_told(std)} are of images in 0..1, and images are read in 0..255"
         yield Problem(f"{_STATISTICS}.mean", what, cure)
         return
-    expected = _pretrained_statistics(backbone)
-    if expected is not None and not any(kind(step) == "Normalize" for _, step in _train_steps(cfg)):
-        name = backbone["model_name"]
+    known = _pretrained_statistics(backbone)
+    if known is not None and not any(kind(step) == "Normalize" for _, step in _train_steps(cfg)):
+        name, expected = known
         given = dict(mean=list(mean) if _numbers(mean) else None, std=list(std) if _numbers(std) else None)
         wrong = [key for key in ("mean", "std") if not _close(given[key], expected[key])]
         if wrong:
@@ -47,8 +56,12 @@ def normalised_as_pretrained(cfg: Config) -> Iterator[Problem]:
             yield Problem(f"{_STATISTICS}.bgr_to_rgb", what, {f"{_STATISTICS}.bgr_to_rgb": rgb}, error=False)
 
 
-def _pretrained_statistics(backbone: Mapping[str, Any]) -> dict[str, list[float]] | None:
-    """Mean and std, in 0..255, of a backbone's pretrained weights; None if it has none, or others of another shape."""
+def _pretrained_statistics(backbone: Mapping[str, Any]) -> tuple[str, dict[str, list[float]]] | None:
+    """Name, and mean and std in 0..255, of a backbone's pretrained weights; None if that is not known."""
+    file = find(backbone, "init_cfg.checkpoint") or find(backbone, "pretrained")
+    for name, statistics in _PUBLISHED.items():
+        if isinstance(file, str) and name in file:
+            return file.rpartition("/")[2], {key: list(values) for key, values in statistics.items()}
     own = {"embed_dim", "depth", "num_heads", "patch_size", "in_chans", "mlp_ratio"}
     if kind(backbone) != "APLAViT" or backbone.get("pretrained", True) is False:
         return None
@@ -60,7 +73,7 @@ def _pretrained_statistics(backbone: Mapping[str, Any]) -> dict[str, list[float]
         return None
     if settings is None or not (settings.hf_hub_id or settings.url or settings.file):
         return None
-    return dict(mean=_scaled(settings.mean), std=_scaled(settings.std))
+    return str(backbone["model_name"]), dict(mean=_scaled(settings.mean), std=_scaled(settings.std))
 
 
 def _train_steps(cfg: Config) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -108,6 +121,9 @@ def sizes_fit_patches(cfg: Config) -> Iterator[Problem]:
         if isinstance(divisor, int) and divisor > 1 and any(divisor % p for p in patch):
             above = -(-divisor // patch[0]) * patch[0]
             mended = patch[0] if divisor <= 2 * patch[0] and "pad_size" not in key else above
+            crops = [pair(step.get("crop_size")) for _, step in _train_steps(cfg) if kind(step) == "RandomCrop"]
+            if "pad_size" in key and crops and crops[0] and _fits_patches(cfg, crops[0]) and divisor > patch[0] * 2:
+                mended = max(crops[0])  # less would double what crops are padded to
             what = f"{divisor} is no multiple of {_patch(patch)}"
             yield Problem(key, what, {key: mended}, error=False)
 
@@ -127,12 +143,38 @@ def crops_fit_batches(cfg: Config) -> Iterator[Problem]:
         if crop is None or crop == size:
             continue
         cure = {f"{_STATISTICS}.size": crop}
+        if not _fits_patches(cfg, crop) and _fits_patches(cfg, size):
+            cure = {f"{key}.crop_size": size}
         what = f"{size}, and {key}.crop_size is {crop}: "
         if crop[0] > size[0] or crop[1] > size[1]:
             yield Problem(f"{_STATISTICS}.size", what + "images of other sizes would not make a batch", cure)
         else:
             lost = 100 * (1 - crop[0] * crop[1] / (size[0] * size[1]))
             yield Problem(f"{_STATISTICS}.size", what + f"{lost:.0f} % of a batch is padding", cure, error=False)
+
+
+def _fits_patches(cfg: Config, size: tuple[int, int]) -> bool:
+    patch = patch_size(find(cfg, "model.backbone", {}))
+    return patch is None or not any(side % p for side, p in zip(size, patch, strict=True))
+
+
+def padding_is_small(cfg: Config) -> Iterator[Problem]:
+    """What images are cropped to is not padded to something much larger."""
+    key = f"{_STATISTICS}.pad_size_divisor"
+    divisor = find(cfg, key)
+    if not isinstance(divisor, int) or divisor < 2:
+        return
+    for where, step in _train_steps(cfg):
+        crop = pair(step.get("crop_size")) if kind(step) == "RandomCrop" else None
+        if crop is None or step.get("crop_type", "absolute") != "absolute":
+            continue
+        padded = -(-crop[0] // divisor) * -(-crop[1] // divisor) * divisor**2
+        if padded > 1.5 * crop[0] * crop[1]:
+            lost = 100 * (1 - crop[0] * crop[1] / padded)
+            what = f"{divisor}, and {where}.crop_size is {crop}: {lost:.0f} % of a batch is padding"
+            whole = -(-max(crop) // divisor) * divisor
+            cure = {key: max(crop)} if _fits_patches(cfg, crop) else {f"{where}.crop_size": (whole, whole)}
+            yield Problem(key, what, cure, "or crops of another size", error=False)
 
 
 def windows_cover_images(cfg: Config) -> Iterator[Problem]:
@@ -159,4 +201,4 @@ def windows_cover_images(cfg: Config) -> Iterator[Problem]:
 
 
 RULES = [normalised_as_pretrained, sizes_fit_patches, windows_cover_images]
-TRAINING_RULES = [crops_fit_batches]
+TRAINING_RULES = [crops_fit_batches, padding_is_small]

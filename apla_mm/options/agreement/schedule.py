@@ -56,8 +56,13 @@ def schedules_fit_training(cfg: Config) -> Iterator[Problem]:
             what = f"{kind(scheduler)} begins at {unit} {begin}, and training ends at {length} ({whole})"
             yield Problem(f"{key}.begin", what, hint=_by_max_iters(cfg), error=False)
             continue
-        late = [step for step in as_list(scheduler.get("milestones")) if step >= length]
-        if late:
+        steps = as_list(scheduler.get("milestones"))
+        late = [step for step in steps if step >= length]
+        cut = [step for step in steps if end is not None and end <= step < length]
+        if cut:
+            what = f"{kind(scheduler)} ends at {unit} {end}, before its steps at {', '.join(map(str, cut))}"
+            yield Problem(f"{key}.end", what, {f"{key}.end": length}, error=False)
+        elif late:
             what = f"{kind(scheduler)} steps at {unit} {', '.join(map(str, late))}, and training ends at {length}"
             yield Problem(f"{key}.milestones", f"{what} ({whole})", hint=_by_max_iters(cfg), error=False)
         elif end is not None and (end > length or (key == last and end < length and _decays(scheduler))):

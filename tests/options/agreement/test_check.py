@@ -56,7 +56,21 @@ CASES: list[tuple[Path, list[str], str, bool]] = [
     (SEG, ["model.backbone.model_name=vit_base_patch16_clip_224.openai"], MEAN, WARNING),
     (SEG, ["model.data_preprocessor.bgr_to_rgb=False"], "model.data_preprocessor.bgr_to_rgb", WARNING),
     (SWIN, ["model.data_preprocessor.bgr_to_rgb=False"], "model.data_preprocessor.bgr_to_rgb", WARNING),
-    (SWIN, [f"{MEAN}=103.53,116.28,123.675"], "model.data_preprocessor.bgr_to_rgb", WARNING),
+    (SWIN, [f"{MEAN}=103.53,116.28,123.675"], MEAN, WARNING),
+    (
+        SWIN,
+        [f"{MEAN}=103.53,116.28,123.675", "model.backbone.init_cfg=None"],
+        "model.data_preprocessor.bgr_to_rgb",
+        WARNING,
+    ),
+    (SWIN, [f"{STD}=1,1,1"], STD, WARNING),
+    (VIT, [f"{MEAN}=123.675,116.28,103.53"], MEAN, WARNING),
+    (
+        DET,
+        ["train_dataloader.dataset.pipeline.4.crop_size=(512,512)"],
+        "model.data_preprocessor.pad_size_divisor",
+        WARNING,
+    ),
     (
         DINO,
         ["model.data_preprocessor.test_cfg.size_divisor=16"],
@@ -91,6 +105,14 @@ CASES: list[tuple[Path, list[str], str, bool]] = [
         "model.roi_head.bbox_head.loss_cls.class_weight",
         ERROR,
     ),
+    # classes
+    (SEG, ["model.auxiliary_head.1.num_classes=3"], "model.auxiliary_head.1.num_classes", ERROR),
+    (SWIN, ["model.decode_head.num_classes=151"], "model.decode_head.num_classes", ERROR),
+    (DET, ["model.roi_head.mask_head.num_classes=2"], "model.roi_head.mask_head.num_classes", ERROR),
+    (SWIN, ["model.decode_head.out_channels=1"], "model.decode_head.out_channels", ERROR),
+    (SEG, ["model.decode_head.out_channels=1"], "model.decode_head.loss_decode.use_sigmoid", ERROR),
+    (SEG, ["val_dataloader.dataset.reduce_zero_label=True"], "val_dataloader.dataset.reduce_zero_label", WARNING),
+    (SWIN, ["test_dataloader.dataset.reduce_zero_label=False"], "test_dataloader.dataset.reduce_zero_label", WARNING),
     (
         SEG,
         ["classes=a,b", "val_dataloader.dataset.metainfo.classes=b,a"],
@@ -142,6 +164,11 @@ CASES: list[tuple[Path, list[str], str, bool]] = [
         "default_hooks.checkpoint.interval",
         ERROR,
     ),
+    (DET, ["param_scheduler.1.end=70000"], "param_scheduler.1.end", WARNING),
+    # evaluation
+    (SEG, ["val_dataloader.batch_size=4"], "val_dataloader.batch_size", WARNING),
+    (SEG, ["val_dataloader.dataset.pipeline.1.scale=(1024,256)"], "val_dataloader.dataset.pipeline.1.scale", WARNING),
+    (SEG, ["test_dataloader.dataset.pipeline.1.scale=(1024,256)"], "val_dataloader.dataset.pipeline.1.scale", WARNING),
     # parts of the model
     (SEG, ["model.decode_head.in_channels=1024"], "model.decode_head.in_channels", ERROR),
     (SEG, ["model.auxiliary_head.2.in_channels=384"], "model.auxiliary_head.2.in_channels", ERROR),
@@ -164,6 +191,20 @@ CASES: list[tuple[Path, list[str], str, bool]] = [
     (DET, ["model.neck.out_channels=128"], "model.rpn_head.in_channels", ERROR),
     (DET, ["model.neck.out_channels=128"], "model.roi_head.bbox_roi_extractor.out_channels", ERROR),
     (DET, ["model.neck.num_outs=4"], "model.rpn_head.anchor_generator.strides", ERROR),
+    (
+        DET,
+        ["model.rpn_head.anchor_generator.strides=[8,16,32,64,128]"],
+        "model.rpn_head.anchor_generator.strides",
+        ERROR,
+    ),
+    (
+        MASK_RCNN,
+        ["model.roi_head.mask_roi_extractor.featmap_strides=[8,16,32,64]"],
+        "model.roi_head.mask_roi_extractor.featmap_strides",
+        ERROR,
+    ),
+    (DET, ["model.roi_head.mask_head.in_channels=128"], "model.roi_head.mask_head.in_channels", ERROR),
+    (DET, ["model.roi_head.bbox_head.roi_feat_size=9"], "model.roi_head.bbox_head.roi_feat_size", ERROR),
     (MASK_RCNN, ["model.backbone.embed_dims=128"], "model.neck.in_channels", ERROR),
     (
         DET,
