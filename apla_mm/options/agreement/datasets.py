@@ -28,9 +28,16 @@ def classes_of(cfg: Config, loader: str) -> Iterator[tuple[str, list[Any]]]:
             continue
         names = find(dataset, "metainfo.classes")
         if names is None and not dataset.get("metainfo"):
-            names = getattr(_class(cfg, dataset), "METAINFO", {}).get("classes")
+            names = _own_classes(_class(cfg, dataset))
         if isinstance(names, list | tuple):
             yield key, list(names)
+
+
+def _own_classes(cls: Any) -> Any:
+    """The classes of a type of data set; None of those whose heads count others: panoptic ones, and videos."""
+    own = getattr(cls, "METAINFO", {})
+    video = any(base.__name__ == "BaseVideoDataset" for base in getattr(cls, "__mro__", ()))
+    return None if video or "thing_classes" in own else own.get("classes")
 
 
 def _class(cfg: Config, dataset: Mapping[str, Any]) -> Any:

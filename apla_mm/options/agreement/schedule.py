@@ -100,7 +100,7 @@ def validation_is_reached(cfg: Config) -> Iterator[Problem]:
     for key, default in (("val_interval", 1), ("val_begin", 1)):
         value = settings.get(key, default)
         where = f"train_cfg.{key}"
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int | float) or value != int(value) or value < 1:
             yield Problem(where, f"{value!r} must be an int of at least 1", {where: length})
         elif value > length and key == "val_begin":
             what = f"{value} is after the last {unit}, {length}: there would be no validation"
