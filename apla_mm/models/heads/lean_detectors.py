@@ -129,14 +129,16 @@ class _Recomputing(Changed):
 class LeanMaskHead(_Recomputing, FCNMaskHead):
     """Cuts mask targets out of each label mask, not out of a copy of it for each proposal."""
 
-    def get_targets(self: Any, sampling_results: Sequence[Any], batch_gt_instances: Sequence[Any], cfg: Any) -> Tensor:
+    def get_targets(
+        self: Any, sampling_results: Sequence[Any], batch_gt_instances: Sequence[Any], rcnn_train_cfg: Any
+    ) -> Tensor:
         """As the plain head's."""
         parts = []
         for sampled, instances in zip(sampling_results, batch_gt_instances, strict=True):
             if type(instances.masks) is BitmapMasks and len(sampled.pos_priors):
-                parts.append(_cut(sampled.pos_priors, sampled.pos_assigned_gt_inds, instances.masks, cfg))
+                parts.append(_cut(sampled.pos_priors, sampled.pos_assigned_gt_inds, instances.masks, rcnn_train_cfg))
             else:
-                parts.append(super().get_targets([sampled], [instances], cfg))
+                parts.append(super().get_targets([sampled], [instances], rcnn_train_cfg))
         return torch.cat(parts)
 
     def forward(self: Any, x: Tensor) -> Tensor:
