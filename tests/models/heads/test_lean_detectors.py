@@ -65,6 +65,7 @@ def small_model(kind: str) -> tuple[nn.Module, dict[str, Any]]:
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).train()
+    model.init_weights()
     data = model.data_preprocessor(synthetic_batch(model, 64, 2), training=True)
     return model, data
 
