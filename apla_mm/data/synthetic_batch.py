@@ -34,7 +34,8 @@ def synthetic_batch(model: Any, size: int, batch_size: int, seed: int = 0) -> di
 
         cell = torch.arange(size) * 8 // size
         for _ in inputs:
-            labels = draw(model.num_classes, 12)[draw(12, 1, 8, 8)][:, cell][:, :, cell]
+            classes = torch.randperm(model.num_classes, generator=generator)[:12]
+            labels = classes[draw(len(classes), 1, 8, 8)][:, cell][:, :, cell]
             samples.append(SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels)))
         return dict(inputs=inputs, data_samples=samples)
 
