@@ -17,8 +17,8 @@ def synthetic_batch(model: Any, size: int, batch_size: int, seed: int = 0) -> di
         seed: Draws pixels and annotations.
 
     Returns:
-        ``inputs``, a list of (3, size, size) uint8, and ``data_samples``: a map of all classes, or ten boxes with
-        masks for each image.
+        ``inputs``, a list of (3, size, size) uint8, and ``data_samples``: a map of up to twelve classes in blocks, or
+        ten boxes with masks for each image.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -32,8 +32,10 @@ def synthetic_batch(model: Any, size: int, batch_size: int, seed: int = 0) -> di
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
 
+        cell = torch.arange(size) * 8 // size
         for _ in inputs:
-            labels = draw(model.num_classes, 1, size, size)
+            present = torch.randperm(model.num_classes, generator=generator)[:12]
+            labels = present[draw(len(present), 1, 8, 8)][:, cell][:, :, cell]
             samples.append(SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels)))
         return dict(inputs=inputs, data_samples=samples)
 

@@ -17,13 +17,11 @@ def test_each_storage_counts_once_and_parameters_do_not():
     assert loss.requires_grad
     with SavedTensors(ignore=layer.parameters()) as saved:
         h = x[:2]
-        layer(h).sum()
-        layer(h).sum()
-    assert saved.bytes == 4 * 8 * 4  # the whole storage that a view keeps alive
+        held = [layer(h).sum(), layer(h).sum()]
+    assert saved.bytes == (4 * 8 + len(held)) * 4  # the whole storage that a view keeps alive, and the results
     with SavedTensors() as saved:
-        layer(x)
-        layer(layer(x))
-    assert saved.bytes == (4 * 8 + 4 * 8 + 8 * 8) * 4
+        held = [layer(x).sum(), layer(layer(x)).sum()]
+    assert saved.bytes == (4 * 8 + 4 * 8 + 8 * 8 + len(held)) * 4
 
 
 def test_nothing_is_saved_without_gradients():
@@ -81,3 +79,40 @@ def test_exception_leaves_no_hooks_behind():
         pass
     torch.randn(3, requires_grad=True).exp()
     assert saved.bytes == 0
+
+
+def test_what_is_saved_for_a_result_that_is_thrown_away_is_not_kept():
+    x = torch.randn(16, requires_grad=True)
+    with SavedTensors() as saved:
+        x.exp().sin().sum()
+        loss = x.exp().sum()
+    assert saved.bytes == (16 + 1) * 4
+    loss.backward()
+    torch.testing.assert_close(x.grad, x.exp())
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Tanh())
+        self.head = nn.Linear(8, 2)
+        self.cache = []
+
+    def forward(self, x):
+        x = self.body(x)
+        self.cache.append(x.detach() * 2)
+        return self.loss(self.head(x))
+
+    def loss(self, y):
+        return y.exp().sum()
+
+
+def test_bytes_by_module():
+    model, x = Parts(), torch.randn(4, 8)
+    with SavedTensors(model.parameters(), model) as saved:
+        loss = model(x)
+    # the linear layer's input, tanh's output, exp's output and the loss, what is put away
+    assert saved.by_module == {"body.0": 128, "body.1": 128, "": 128, "loss()": 36}
+    assert (saved.of("body"), saved.of("head"), saved.bytes) == (256, 0, 420)
+    loss.backward()
+    assert model.head.weight.grad is not None
