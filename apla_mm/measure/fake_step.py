@@ -1,5 +1,6 @@
 """A training step counted on fake tensors, which have shapes and no memory: for models that fit no machine at hand."""
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, Unsu
 class PeakBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operators make, each storage once, for as long as they are alive.
 
-    It works for real tensors too. Memory that a kernel takes and gives back before it returns is not seen, nor is
+    It works for real tensors too; those of the ``meta`` device have no memory. Memory that a kernel takes and gives back before it returns is not seen, nor is
     what an allocator holds beyond the tensors.
 
     Attributes:
@@ -60,7 +61,7 @@ class PeakBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
                 self._watch(leaf.untyped_storage())
         return result
 
@@ -150,6 +151,7 @@ def count_peak(build: Callable[[], TrainingStep]) -> int:
 
 def _peak_of(step: TrainingStep, peak: PeakBytes) -> int:
     step()  # makes the optimizer's states
+    gc.collect()
     peak.reset()
     step()
     return peak.peak

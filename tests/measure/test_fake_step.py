@@ -95,6 +95,17 @@ def test_peak_of_tensors_that_come_and_go() -> None:
     assert peak.live == 0
 
 
+def test_what_building_leaves_behind_does_not_count() -> None:
+    def build() -> TrainingStep:
+        with torch.device("meta"):  # as a backbone that asks what its like would give
+            nn.Linear(1000, 1000)
+        behind = tiny_vit(embed_dim=64)
+        behind.itself = [behind]  # only the garbage collector frees it
+        return make("APLA r=4")
+
+    assert count_peak(build) == count_peak(lambda: make("APLA r=4"))
+
+
 def test_values_that_constructors_and_losses_read() -> None:
     with fake_tensors():
         model = tiny_vit(num_classes=0, depth=3, drop_path_rate=0.2)
