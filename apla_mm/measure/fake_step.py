@@ -29,8 +29,8 @@ _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, Unsu
 class PeakBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operators make, each storage once, for as long as they are alive.
 
-    It works for real tensors too; those of the ``meta`` device have no memory. Memory that a kernel takes and gives back before it returns is not seen, nor is
-    what an allocator holds beyond the tensors.
+    It works for real tensors too; those of the ``meta`` device have no memory. What a kernel takes and gives back
+    before it returns is not seen, nor is what an allocator holds beyond the tensors.
 
     Attributes:
         live: Bytes alive now, of tensors made since it was entered.

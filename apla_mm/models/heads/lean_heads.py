@@ -6,6 +6,8 @@ upsampling and loss are computed together, strip by strip.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ class LeanHead(Changed):
     def loss(self: Any, *inputs: Any) -> dict[str, Tensor]:
         """As the plain head's ``loss(inputs, [prev_output,] batch_data_samples, train_cfg)``."""
         *features, samples, _ = inputs
-        return self._losses_of(*self._call(self._small, *features), samples)
+        return self._losses_of(*self._small(*features), samples)
 
     def loss_by_feat(self: Any, seg_logits: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """As the plain head's."""
@@ -52,12 +54,13 @@ class LeanHead(Changed):
 
     def _small(self: Any, *features: Any) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
         """Logits, and the upsampling that they still need to be the plain head's, if there is one."""
-        return self.forward(*features), None
+        return self._again(self.forward, *features), None
 
-    def _call(self: Any, function: Callable[..., Any], *features: Any) -> Any:
+    def _again(self: Any, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Call a function, of which little is kept if so asked."""
         if self.recomputes and torch.is_grad_enabled():
-            return recomputed(function, *features, part=self)
-        return function(*features)
+            return recomputed(function, *inputs, part=self)
+        return function(*inputs)
 
     def _losses_of(
         self: Any, logits: Tensor, upsampling: Callable[[Tensor], Tensor] | None, samples: Sequence[Any]
@@ -80,24 +83,14 @@ class LeanSETRUPHead(LeanHead, SETRUPHead):
     """SETR's progressive upsampling with the classifier before the last one."""
 
     def _small(self: Any, *features: Any) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
-        x = self._transform_inputs(*features)
-        batch, channels, height, width = x.shape
-        x = self.norm(x.reshape(batch, channels, height * width).transpose(2, 1).contiguous())
-        x = x.transpose(1, 2).reshape(batch, channels, height, width).contiguous()
-        for up_conv in self.up_convs[:-1]:
-            x = up_conv(x)
-        *convolutions, upsampling = self.up_convs[-1]
-        for module in convolutions:
-            x = module(x)
-        return self.cls_seg(x), upsampling
+        return setr_up_small(self, *features, again=self._again)
 
 
 class LeanSETRMLAHead(LeanHead, SETRMLAHead):
     """SETR's multi-level aggregation with the classifier before the upsampling."""
 
     def _small(self: Any, *features: Any) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
-        outs = [up_conv[:-1](x) for x, up_conv in zip(self._transform_inputs(*features), self.up_convs, strict=True)]
-        return self.cls_seg(torch.cat(outs, 1)), self.up_convs[0][-1]
+        return setr_mla_small(self, *features, again=self._again)
 
 
 class LeanSegformerHead(LeanHead, SegformerHead):
@@ -107,6 +100,10 @@ class LeanSegformerHead(LeanHead, SegformerHead):
         fusion = self.fusion_conv
         if type(fusion.conv) is not nn.Conv2d or fusion.conv.kernel_size != (1, 1) or fusion.order[0] != "conv":
             return super()._small(*features)
+        return self._again(self._to_logits, *features), None
+
+    def _to_logits(self: Any, *features: Any) -> Tensor:
+        fusion = self.fusion_conv
         maps = self._transform_inputs(*features)
         size = maps[0].shape[2:]
         weights = fusion.conv.weight.split(self.channels, 1)
@@ -121,7 +118,72 @@ class LeanSegformerHead(LeanHead, SegformerHead):
                 total = fusion.norm(total)
             if step == "act" and fusion.with_activation:
                 total = fusion.activate(total)
-        return self.cls_seg(total), None
+        return self.cls_seg(total)
+
+
+def _once(function: Callable[..., Any], *inputs: Any) -> Any:
+    return function(*inputs)
+
+
+def setr_up_small(head: Any, *features: Any, again: Callable[..., Any] = _once) -> tuple[Tensor, nn.Module]:
+    """What SETR-UP's head, plain or lean, gives before its last upsampling.
+
+    Args:
+        head: The head.
+        *features: What its ``forward`` takes.
+        again: Calls a piece of it, which may be one that is computed again in backward.
+
+    Returns:
+        Logits (B, C, h, w), and the upsampling.
+    """
+    # from convolution to convolution, so that one piece alone is there while it is computed again
+    x = again(partial(_to_first, head), *features)
+    for before, after in pairwise(head.up_convs):
+        x = again(partial(_to_next, before, after), x)
+    return again(partial(_to_logits, head), x), head.up_convs[-1][1]
+
+
+def setr_mla_small(head: Any, *features: Any, again: Callable[..., Any] = _once) -> tuple[Tensor, nn.Module]:
+    """As :func:`setr_up_small`, of SETR-MLA's head."""
+
+    def to_logits(*features: Any) -> Any:
+        outs = [up_conv[:-1](x) for x, up_conv in zip(head._transform_inputs(*features), head.up_convs, strict=True)]
+        return head.cls_seg(torch.cat(outs, 1))
+
+    return again(to_logits, *features), head.up_convs[0][-1]
+
+
+def _to_first(head: Any, *features: Any) -> Tensor:
+    """What the first convolution of SETR-UP's gives."""
+    x = head._transform_inputs(*features)
+    batch, channels, height, width = x.shape
+    x = head.norm(x.reshape(batch, channels, height * width).transpose(2, 1).contiguous())
+    x = x.transpose(1, 2).reshape(batch, channels, height, width).contiguous()
+    with last_layer():
+        result: Tensor = head.up_convs[0][0].conv(x)
+    return result
+
+
+def _to_next(before: Any, after: Any, x: Tensor) -> Tensor:
+    """From what a convolution gave to what the next one gives."""
+    convolution, upsampling = before
+    x = upsampling(_normed(convolution, x))
+    with last_layer():
+        result: Tensor = after[0].conv(x)
+    return result
+
+
+def _to_logits(head: Any, x: Tensor) -> Tensor:
+    """From what the last convolution gave to the logits."""
+    logits: Tensor = head.cls_seg(_normed(head.up_convs[-1][0], x))
+    return logits
+
+
+def _normed(convolution: Any, x: Tensor) -> Tensor:
+    """The rest of a convolution with a norm and an activation."""
+    if convolution.with_norm:
+        x = convolution.norm(x)
+    return convolution.activate(x) if convolution.with_activation else x
 
 
 _LEAN: dict[type[nn.Module], type[LeanHead]] = {

@@ -15,6 +15,7 @@ What can be had:
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from mmengine.model import BaseTTAModel
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from ...dense import Crop, Flip, Resize, ResizedLogits, Windows, averaged_labels, resized_labels
 from ...method.class_change import Changed, change, change_back
-from ..heads.lean_heads import LeanHead, LeanSETRMLAHead, LeanSETRUPHead
+from ..heads.lean_heads import LeanHead, setr_mla_small, setr_up_small
 
 
 class LeftAlone(NamedTuple):
@@ -217,7 +218,7 @@ def _before_upsampling(head: Any) -> Callable[..., Any]:
     if isinstance(head, LeanHead):
         return head._small
     if type(head) in _UPSAMPLED_LAST:
-        return _UPSAMPLED_LAST[type(head)].__get__(head)
+        return partial(_UPSAMPLED_LAST[type(head)], head)
     return lambda *features: (head.forward(*features), None)
 
 
@@ -293,7 +294,4 @@ def _steps_to_original(meta: dict[str, Any], align_corners: bool) -> list[Crop |
 _PREDICTS = (BaseDecodeHead.predict, BaseCascadeDecodeHead.predict, EncHead.predict, DAHead.predict)
 
 #: plain heads whose classifier and last upsampling commute
-_UPSAMPLED_LAST: dict[type[nn.Module], Any] = {
-    SETRUPHead: LeanSETRUPHead._small,
-    SETRMLAHead: LeanSETRMLAHead._small,
-}
+_UPSAMPLED_LAST: dict[type[nn.Module], Any] = {SETRUPHead: setr_up_small, SETRMLAHead: setr_mla_small}
