@@ -1,3 +1,4 @@
+import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -11,6 +12,16 @@ pytest_plugins = ["helpers.fixtures"]
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _environment_as_before() -> Iterator[None]:
+    """Tools and Runners set variables that decide how files are read and what ranks there are."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -139,7 +139,9 @@ def test_genuine_samples_pass_without_a_warning(segmentation_config: Config, rea
     if not root.exists():
         pytest.skip(f"needs {root}")
     for name in ("train", "val", "test"):
-        dataset = segmentation_config[f"{name}_dataloader"].dataset
+        loader = segmentation_config[f"{name}_dataloader"]
+        loader.batch_size = 1  # of images that are of several sizes
+        dataset = loader.dataset
         dataset.pop("metainfo")
         dataset.update(type="ADE20KDataset", reduce_zero_label=True, data_root=str(root))
         dataset.data_prefix = dict(img_path="images", seg_map_path="annotations")
@@ -161,6 +163,7 @@ def test_genuine_masks_of_animals_pass_without_a_warning(
     for name, split in (("train", "train"), ("val", "val"), ("test", "val")):
         prefix = dict(img_path=f"images/{split}", seg_map_path=f"annotations_semantic/{split}")
         segmentation_config[f"{name}_dataloader"].dataset.data_prefix = prefix
+        segmentation_config[f"{name}_dataloader"].batch_size = 1
     DataCheckHook().before_train(built(segmentation_config))
     log = read_log()
     assert "8 of 8 classes have pixels" in log and "WARNING - train_data" not in log and "WARNING - val_data" not in log
