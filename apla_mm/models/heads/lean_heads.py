@@ -46,11 +46,13 @@ class LeanHead(Changed):
 
     def cls_seg(self: Any, feat: Tensor) -> Tensor:
         """As the plain head's."""
+        if not torch.is_grad_enabled():
+            logits: Tensor = super().cls_seg(feat)  # type: ignore[misc]
+            return logits
         if self.dropout is not None:
             feat = self.dropout(feat)
         with last_layer():
-            logits: Tensor = self.conv_seg(feat)
-        return logits
+            return _classified(self.conv_seg, feat)
 
     def _small(self: Any, *features: Any) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
         """Logits, and the upsampling that they still need to be the plain head's, if there is one."""
@@ -121,6 +123,21 @@ class LeanSegformerHead(LeanHead, SegformerHead):
         return self.cls_seg(total)
 
 
+def _classified(convolution: Any, x: Tensor) -> Tensor:
+    """A 1 x 1 convolution as the matrix product that it is: as a convolution, a CPU copies its maps."""
+    plain = type(convolution) is nn.Conv2d and convolution.kernel_size == convolution.stride == (1, 1)
+    by_pixel = x.is_contiguous(memory_format=torch.channels_last)
+    if not plain or convolution.groups != 1 or convolution.padding != (0, 0) or not (x.is_contiguous() or by_pixel):
+        logits: Tensor = convolution(x)
+        return logits
+    weight, maps = convolution.weight.flatten(1).expand(len(x), -1, -1), x.flatten(2)
+    bias = weight.new_zeros(1, 1) if convolution.bias is None else convolution.bias[:, None]
+    # by pixel the transpose, so that its gradient too is by pixel
+    of = (bias.mT, maps.mT, weight.mT) if by_pixel else (bias, weight, maps)
+    product = torch.baddbmm(*of)
+    return (product.mT if by_pixel else product).unflatten(2, x.shape[2:]).contiguous()
+
+
 def _once(function: Callable[..., Any], *inputs: Any) -> Any:
     return function(*inputs)
 
@@ -158,7 +175,9 @@ def _to_first(head: Any, *features: Any) -> Tensor:
     x = head._transform_inputs(*features)
     batch, channels, height, width = x.shape
     x = head.norm(x.reshape(batch, channels, height * width).transpose(2, 1).contiguous())
-    x = x.transpose(1, 2).reshape(batch, channels, height, width).contiguous()
+    x = x.transpose(1, 2).unflatten(2, (height, width))  # by pixel, as it is: channels_last
+    if not (x.device.type == "cpu" or torch.is_autocast_enabled(x.device.type)):
+        x = x.contiguous()  # what float32 convolutions on a GPU are quick with
     with last_layer():
         result: Tensor = head.up_convs[0][0].conv(x)
     return result
