@@ -1,5 +1,6 @@
 import uuid
 
+import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -60,3 +61,24 @@ def test_it_trains_and_logs_nothing_about_single_parameters(capfd):
     groups(model, "DefaultOptimWrapperConstructor", bias_decay_mult=0.0)
     output = "".join(capfd.readouterr())
     assert "skipped" in output and "paramwise_options" in output
+
+
+def test_a_part_has_a_learning_rate_of_its_own_and_multipliers_stay():
+    model = make_model()
+    rules = dict(
+        part_lr=dict(backbone=1e-5),
+        bias_lr_mult=2.0,
+        custom_keys={"blocks.1": dict(lr_mult=0.5), "norm": dict(decay_mult=0)},
+    )
+    lr = {name: lr for names, lr, _ in groups(model, "TrainableOptimWrapperConstructor", **rules) for name in names}
+    assert lr["backbone.vit.blocks.0.attn.proj.weight"] == pytest.approx(1e-5)
+    assert lr["backbone.vit.blocks.0.attn.proj.bias"] == pytest.approx(2e-5)
+    assert lr["backbone.vit.blocks.1.attn.proj.weight"] == pytest.approx(5e-6)
+    assert lr["decode_head.0.weight"] == pytest.approx(1e-3) and lr["decode_head.0.bias"] == pytest.approx(2e-3)
+
+
+def test_a_part_that_is_none_is_an_error():
+    with pytest.raises(
+        ValueError, match="part_lr names 'bakbone', and the parts of the model are 'backbone', 'decode_head'"
+    ):
+        groups(make_model(), "TrainableOptimWrapperConstructor", part_lr=dict(bakbone=1e-5))

@@ -1,0 +1,166 @@
+"""A comparison in a folder: what is done there, and what is still to be run."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ..delta.atomic_file import write_atomic
+from .run_trial import FAILED, run_trial
+from .splits import Split, draw_fraction, hold_out
+from .study import Scores, Study
+from .trial import Trial, for_final, for_search, set_rates, training_items
+
+STUDY = "study.json"
+
+
+class Comparison:
+    """Runs what a study consists of, and keeps it in a folder.
+
+    Args:
+        folder: Where all lies; one that was cut off goes on there.
+        study: Which methods are compared.
+        load: Gives the config with further options merged, as the tools read it: ``method=...`` and the like.
+        tools: The folder of ``train.py`` and ``test.py``.
+        metric: What runs are scored by, such as ``'mIoU'``: the higher the better.
+        held_out: Share of the training items that a learning rate is chosen by.
+        train_args: Further arguments of ``train.py``.
+
+    Raises:
+        ValueError: The folder is that of a comparison with other settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        study: Study,
+        load: Callable[[Mapping[str, Any]], Config],
+        tools: Path,
+        metric: str,
+        held_out: float = 0.2,
+        train_args: Sequence[str] = (),
+    ) -> None:
+        self.folder, self.study, self.load, self.tools = Path(folder), study, load, Path(tools)
+        self.metric, self.held_out, self.train_args = metric, held_out, list(train_args)
+        self.items = cache(lambda: training_items(load({})))
+        self._remember()
+
+    def scores(self) -> dict[Trial, float | None]:
+        """Of all trials in the folder that have ended; None of those that failed."""
+        found: dict[Trial, float | None] = {}
+        for file in sorted(self.folder.glob("*/*/*/*/trial.json")):
+            trial, folder = Trial(**json.loads(file.read_text())), file.parent
+            result = folder / ("trained.json" if trial.kind == "search" else "scored.json")
+            if (folder / FAILED).exists():
+                found[trial] = None
+            elif result.exists():
+                record = json.loads(result.read_text())
+                found[trial] = (record["scores"] if trial.kind == "search" else record).get(self.metric)
+        return found
+
+    def prepare(self, trial: Trial) -> Path:
+        """Write a trial's config into its folder, unless it is there.
+
+        Returns:
+            The folder.
+        """
+        folder = self.folder / trial.folder
+        if (folder / "trial.json").exists():
+            return folder
+        cfg = self.load(dict(method=trial.method))
+        set_rates(cfg, trial.lr, trial.head_lr)
+        cfg.randomness = dict(seed=trial.seed)
+        cfg.work_dir = str((folder / "run").absolute())
+        cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="RecordHook", folder=str(folder.absolute()))]
+        names = [item.name for item in self.items()]
+        folder.mkdir(parents=True, exist_ok=True)
+        if trial.kind == "search":
+            for_search(cfg, self.items(), self.split(trial.fraction), folder)
+        else:
+            for_final(cfg, draw_fraction(names, trial.fraction, trial.seed), folder)
+        cfg.dump(str(folder / "config.py"))
+        write_atomic((json.dumps(asdict(trial)) + "\n").encode(), folder / "trial.json")
+        return folder
+
+    def split(self, fraction: float) -> Split:
+        """What the trials of a fraction train on, and are scored on."""
+        names = [item.name for item in self.items()]
+        return hold_out(names, draw_fraction(names, fraction, 0), self.held_out, 0)
+
+    def run(self, submit: Callable[..., Any], jobs: int, tell: Callable[[str], None], wait: float = 1.0) -> Scores:
+        """Run what is left.
+
+        Args:
+            submit: Starts ``run_trial(*arguments)`` somewhere, and gives a job with ``done()`` and ``result()``.
+            jobs: How many run at once.
+            tell: Gets a line of text for each trial that ended.
+            wait: Seconds between two looks.
+
+        Returns:
+            The scores.
+
+        Raises:
+            RuntimeError: A trial was killed. Those that ran beside it are waited for.
+        """
+        running: dict[Trial, Any] = {}
+        killed: list[str] = []
+        while True:
+            scores = self.scores()
+            waiting = [t for t in self.study.next_trials(scores) if t not in running]
+            for trial in waiting[: 0 if killed else jobs - len(running)]:
+                folder = self.prepare(trial)
+                running[trial] = submit(run_trial, str(folder), str(self.tools), trial.kind, self.train_args)
+            if not running:
+                break
+            ended = [trial for trial, job in running.items() if job.done()]
+            if not ended:
+                time.sleep(wait)
+            for trial in ended:
+                job = running.pop(trial)
+                try:
+                    job.result()
+                except Exception as error:  # of the launcher, or of the job: whatever it is, the others go on
+                    killed.append(f"{trial.folder}: {error}")
+                tell(self._told(trial))
+        if killed:
+            raise RuntimeError(f"{len(killed)} trials did not end: {'; '.join(killed)}")
+        return self.scores()
+
+    def _told(self, trial: Trial) -> str:
+        folder, score = self.folder / trial.folder, self.scores().get(trial, math.nan)
+        if (folder / FAILED).exists():
+            failure = json.loads((folder / FAILED).read_text())
+            return f"{trial.folder}: failed, {failure['last']} ({failure['log']})"
+        return (
+            f"{trial.folder}: {self.metric} {score:.2f}" if score is not None else f"{trial.folder}: no {self.metric}"
+        )
+
+    def _remember(self) -> None:
+        """Write the settings that all trials share, or see that they are those of the folder."""
+        own = json.loads(
+            json.dumps(
+                dict(
+                    config=self.load({}).pretty_text,
+                    metric=self.metric,
+                    held_out=self.held_out,
+                    head_lr=self.study.head_lr,
+                    train_args=self.train_args,
+                )
+            )
+        )
+        file = self.folder / STUDY
+        if not file.exists():
+            write_atomic((json.dumps(own, indent=1) + "\n").encode(), file)
+            return
+        before = json.loads(file.read_text())
+        if others := [key for key in own if before.get(key) != own[key]]:
+            raise ValueError(
+                f"{self.folder} is the folder of a comparison with other settings ({', '.join(others)}): give another "
+                "--work-dir, or the settings as they were; methods, seeds, fractions and trials may be added"
+            )

@@ -1,0 +1,83 @@
+"""The hook that writes down what a trial cost and scored."""
+
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..delta.atomic_file import write_atomic
+from ..measure import peak_bytes
+from ..method.wrappers import unwrapped
+from ..tuning.trainable import trainable_table
+
+
+class RecordHook(Hook):
+    """Writes ``trained.json`` and ``scored.json`` for :mod:`apla_mm.compare`.
+
+    ``trained.json`` holds ``backbone`` and ``all``, the parameters that train there; ``step``, the median time in
+    seconds of a training step with its data, without the first tenth; ``peak``, the most bytes of memory (the device's
+    own count on a GPU, else the process's); and ``scores`` of the last validation. ``scored.json`` holds a test's.
+
+    Args:
+        folder: Where to write to.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self._times: list[float] = []
+        self._since = 0.0
+        self._scores: dict[str, float] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Take the time of a step."""
+        now = time.perf_counter()
+        self._times.append(now - self._since)
+        self._since = now
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Keep what a validation gave."""
+        self._scores = _finite(metrics)
+
+    def after_train(self, runner: Runner) -> None:
+        """Write down what training was."""
+        model = unwrapped(runner.model)
+        rows = {name: trainable_table(part)[-1] for name, part in model.named_children() if name == "backbone"}
+        times = self._times[len(self._times) // 10 :]
+        self._write(
+            "trained.json",
+            dict(
+                backbone=rows["backbone"].trained if rows else 0,
+                all=trainable_table(model)[-1].trained,
+                step=statistics.median(times) if times else None,
+                peak=peak_bytes(next(model.parameters()).device),
+                scores=self._scores,
+            ),
+        )
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Write down what a test gave."""
+        self._write("scored.json", _finite(metrics))
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        if is_main_process():
+            write_atomic((json.dumps(record, indent=1) + "\n").encode(), self.folder / name)
+
+
+def _finite(metrics: dict[str, Any] | None) -> dict[str, float]:
+    """The numbers among metrics; those that are none, as a class's without a pixel, are left out."""
+    numbers = {name: value for name, value in (metrics or {}).items() if not isinstance(value, str)}
+    return {name: float(value) for name, value in numbers.items() if math.isfinite(float(value))}

@@ -1,0 +1,242 @@
+"""What a comparison found, as text and as one page with plots."""
+
+import base64
+import html
+import io
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from ..delta.atomic_file import write_atomic
+from ..text import format_bytes, table
+from .bootstrap import Difference, ScoreOf, difference, mean_iou
+from .comparison import Comparison
+from .run_trial import FAILED
+from .search import at_edge
+from .study import HEAD, Scores
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one fraction of the training set.
+
+    Attributes:
+        scores: Of its final runs that ended, by seed.
+        lr: The learning rate that was chosen, of the heads for ``head``.
+        edge: Whether that rate is the lowest or highest of those that were tried.
+        failed: How many of its runs failed.
+        records: What its final runs wrote: parameters that train, time and memory.
+    """
+
+    method: str
+    fraction: float
+    scores: dict[int, float]
+    lr: float | None
+    head_lr: float | None
+    tried: dict[float, float | None]
+    edge: bool
+    failed: int
+    records: list[dict[str, Any]]
+
+    @property
+    def mean(self) -> float:
+        """Of the scores; nan if there is none."""
+        return statistics.fmean(self.scores.values()) if self.scores else math.nan
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the scores; nan of fewer than two."""
+        return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else math.nan
+
+
+def rows_of(comparison: Comparison) -> list[Row]:
+    """What is known of each method on each fraction."""
+    scores, study = comparison.scores(), comparison.study
+    return [_row(comparison, scores, m, f) for f in study.fractions for m in study.methods]
+
+
+def _row(comparison: Comparison, scores: Scores, method: str, fraction: float) -> Row:
+    study = comparison.study
+    tried = study.rates_of(scores, method, fraction)
+    finals = study.finals(scores, method, fraction)
+    files = [comparison.folder / trial.folder / "trained.json" for trial in finals]
+    return Row(
+        method,
+        fraction,
+        {t.seed: score for t in finals if (score := scores.get(t)) is not None},
+        study.rate(scores, method, fraction),
+        study.head_rate(scores, fraction),
+        tried,
+        bool(tried) and at_edge(tried),
+        sum(scores.get(t, 0.0) is None for t in finals) + sum(score is None for score in tried.values()),
+        [json.loads(file.read_text()) for file in files if file.exists()],
+    )
+
+
+def differences(comparison: Comparison, fraction: float) -> dict[tuple[str, str], Difference]:
+    """Of each pair of methods, the better one first, where each test image's part in the score is known."""
+    runs = {m: _runs(comparison, m, fraction) for m in comparison.study.methods}
+    runs = {method: found for method, found in runs.items() if found}
+    images = {tuple(names) for found in runs.values() for names, _ in found}
+    if len(images) != 1:
+        return {}
+    count = len(images.pop())
+    score = {method: [of for _, of in found] for method, found in runs.items()}
+    found = {}
+    for one, other in combinations(score, 2):
+        result = difference(score[one], score[other], count)
+        if result.mean < 0:
+            one, other, result = other, one, Difference(-result.mean, -result.high, -result.low)
+        found[one, other] = result
+    return found
+
+
+def _runs(comparison: Comparison, method: str, fraction: float) -> list[tuple[list[str], ScoreOf]]:
+    if comparison.metric != "mIoU":
+        return []
+    finals = comparison.study.finals(comparison.scores(), method, fraction)
+    files = [comparison.folder / trial.folder / "areas.npz" for trial in finals]
+    return [mean_iou(file) for file in files if file.exists()]
+
+
+def write_report(comparison: Comparison, title: str) -> None:
+    """Write ``report.md`` and ``report.html`` into a comparison's folder."""
+    rows = rows_of(comparison)
+    parts = [f"# {title}", _about(comparison), _results(rows, comparison.metric)]
+    for fraction in comparison.study.fractions:
+        if pairs := differences(comparison, fraction):
+            parts.append(_pairs(pairs, fraction, comparison.metric))
+    parts += [_searches(rows, comparison.metric), _failures(comparison)]
+    text = "\n\n".join(filter(None, parts)) + "\n"
+    write_atomic(text.encode(), comparison.folder / "report.md")
+    plots = [_image(figure) for figure in _plots(rows, comparison.metric)]
+    body = f"<pre>{html.escape(text)}</pre>" + "".join(f'<p><img src="data:image/png;base64,{p}"></p>' for p in plots)
+    page = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>{body}\n'
+    write_atomic(page.encode(), comparison.folder / "report.html")
+
+
+def _about(comparison: Comparison) -> str:
+    study = comparison.study
+    heads = (
+        f"The heads' rate is {study.head_lr:g} for all methods."
+        if study.head_lr is not None
+        else f"The heads' rate was chosen first, by {study.trials} trials with a frozen backbone, and is all methods'."
+    )
+    return (
+        f"Each method's learning rate was chosen by {study.trials} trials on {comparison.held_out:.0%} of the training "
+        f"images, held out, with seed 0. {heads} Then each was trained on all of the fraction with {study.seeds} seeds "
+        "and scored on the test set once."
+    )
+
+
+def _results(rows: Sequence[Row], metric: str) -> str:
+    head: tuple[str, ...] = ("fraction", "method", "runs", f"{metric}, mean", "deviation", "learning rate")
+    head = (*head, "heads' rate", "trains, backbone", "trains, all", "step, s", "peak memory")
+    cells = [
+        (
+            f"{row.fraction:g}",
+            row.method,
+            str(len(row.scores)),
+            _number(row.mean),
+            _number(row.spread),
+            ("frozen" if row.method == HEAD else _rate(row.lr) + (" (at the edge)" if row.edge else "")),
+            _rate(row.head_lr),
+            *(_record(row, key) for key in ("backbone", "all", "step", "peak")),
+        )
+        for row in rows
+    ]
+    return f"## Results\n\n{table(head, cells, left=2, markdown=True)}"
+
+
+def _pairs(pairs: dict[tuple[str, str], Difference], fraction: float, metric: str) -> str:
+    cells = [
+        (one, other, f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}", "yes" if d.decided else "no")
+        for (one, other), d in sorted(pairs.items(), key=lambda pair: -pair[1].mean)
+    ]
+    head = ("ahead", "behind", f"{metric} by", "95 % interval", "decided")
+    return f"## Pairs, fraction {fraction:g}\n\nBootstrap over test images, paired, and over runs.\n\n" + table(
+        head, cells, left=2, markdown=True
+    )
+
+
+def _searches(rows: Sequence[Row], metric: str) -> str:
+    cells = [
+        (f"{row.fraction:g}", row.method, f"{rate:g}", "failed" if score is None else f"{score:.2f}")
+        for row in rows
+        for rate, score in sorted(row.tried.items())
+    ]
+    head = ("fraction", "method", "rate", f"{metric}, held out")
+    return f"## Learning rates tried\n\n{table(head, cells, left=2, markdown=True)}" if cells else ""
+
+
+def _failures(comparison: Comparison) -> str:
+    lines = []
+    for file in sorted(comparison.folder.glob(f"*/*/*/*/{FAILED}")):
+        failure = json.loads(file.read_text())
+        lines.append(f"- `{file.parent.relative_to(comparison.folder)}`, {failure['tool']}.py: {failure['last']}")
+    return "## Failed\n\n" + "\n".join(lines) if lines else ""
+
+
+def _record(row: Row, key: str) -> str:
+    values = [record[key] for record in row.records if record.get(key) is not None]
+    if not values:
+        return "-"
+    middle = statistics.median(values)
+    return format_bytes(middle) if key == "peak" else f"{middle:.3f}" if key == "step" else f"{int(middle):,}"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _plots(rows: Sequence[Row], metric: str) -> list[Any]:
+    """Score against what trains, against learning rate, and, of several fractions, against the fraction."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    full = max((row.fraction for row in rows), default=1.0)
+    size = Figure(figsize=(7, 4))
+    axes = size.subplots()
+    for row in rows:
+        if row.fraction == full and row.scores and row.records:
+            trains = max(1, row.records[0]["backbone"])
+            spread = 0 if math.isnan(row.spread) else row.spread
+            axes.errorbar(trains, row.mean, spread, fmt="o", capsize=3, label=row.method)
+    axes.set(xscale="log", xlabel="parameters of the backbone that train", ylabel=metric)
+    figures.append(size)
+    rate = Figure(figsize=(7, 4))
+    axes = rate.subplots()
+    for row in rows:
+        known = sorted((lr, score) for lr, score in row.tried.items() if score is not None)
+        if row.fraction == full and known:
+            axes.plot(*zip(*known, strict=True), "o-", label=row.method)
+    axes.set(xscale="log", xlabel="learning rate", ylabel=f"{metric}, held out")
+    figures.append(rate)
+    if len({row.fraction for row in rows}) > 1:
+        data = Figure(figsize=(7, 4))
+        axes = data.subplots()
+        for method in dict.fromkeys(row.method for row in rows):
+            own = sorted((r.fraction, r.mean, r.spread) for r in rows if r.method == method and r.scores)
+            if own:
+                fractions, means, spreads = zip(*own, strict=True)
+                axes.errorbar(fractions, means, [0 if math.isnan(s) else s for s in spreads], fmt="o-", label=method)
+        axes.set(xscale="log", xlabel="fraction of the training set", ylabel=metric)
+        figures.append(data)
+    for figure in figures:
+        if figure.axes[0].get_legend_handles_labels()[0]:
+            figure.axes[0].legend()
+    return figures
+
+
+def _image(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+    return base64.b64encode(buffer.getvalue()).decode()
