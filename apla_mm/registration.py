@@ -33,6 +33,7 @@ from .tuning.optim_wrapper import BFloat16OptimWrapper
 from .tuning.optim_wrapper_constructor import TrainableOptimWrapperConstructor
 from .tuning.trainable_check_hook import TrainableCheckHook
 from .tuning.training_log_hook import TrainingLogHook
+from .tuning.tuning_hook import TuningHook
 
 PARTS = {
     HOOKS: (
@@ -49,6 +50,7 @@ PARTS = {
         StopSignalHook,
         TrainableCheckHook,
         TrainingLogHook,
+        TuningHook,
         WeightsCheckHook,
     ),
     LOOPS: (ResumableTrainLoop,),

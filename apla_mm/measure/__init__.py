@@ -1,12 +1,13 @@
 """What is kept for backward, and what a step costs and sends. Needs torch alone."""
 
+from .compared_methods import ComparedMethod, compared_methods
 from .fake_step import CountedStep, Fit, PeakBytes, count_peak, count_step, fake_tensors, largest_batch
 from .saved_tensors import SavedTensors
 from .step_cost import StepCost, TrainingStep, interleaved_times, peak_bytes, step_cost
 from .traffic import CountedBuckets, Traffic, gradient_traffic
-from .tuning_methods import TuningMethod, tuning_methods
 
 __all__ = [
+    "ComparedMethod",
     "CountedBuckets",
     "CountedStep",
     "Fit",
@@ -15,7 +16,7 @@ __all__ = [
     "StepCost",
     "Traffic",
     "TrainingStep",
-    "TuningMethod",
+    "compared_methods",
     "count_peak",
     "count_step",
     "fake_tensors",
@@ -24,5 +25,4 @@ __all__ = [
     "largest_batch",
     "peak_bytes",
     "step_cost",
-    "tuning_methods",
 ]

@@ -18,6 +18,7 @@ from ..loading.weights_check_hook import add_weights_check
 from ..option_values import parse_value
 from .agreement import check_agreement
 from .launching import join_processes, prepare_launch
+from .method import take_method
 from .pipelines import in_loaders, pipelines_by_name, set_pipelines_by_name
 from .shared_options import apply_shared_options, drop_settings_of_workers
 
@@ -48,7 +49,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar="KEY=VALUE",
         help="override settings of the config, as in optim_wrapper.optimizer.lr=1e-4 or key=a,b or key='[(1,2)]'; "
-        "data_root, classes, crop_size, max_iters and with_mask=False (boxes alone) are set everywhere they matter. "
+        "data_root, classes, crop_size, max_iters and with_mask=False (boxes alone) are set everywhere they matter; "
+        "method=full, head, norm, bitfit, lora:r=8, wo, apla:r=64 or package.module.Class is how the backbone trains. "
         "Paths and names are taken as they are typed; class names that hold a comma are listed in quotes, as in "
         """'classes=["a, b","c"]'""",
     )
@@ -68,9 +70,10 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     cfg = Config.fromfile(args.config)
     followed = pipelines_by_name(cfg)
-    apply_shared_options(cfg, args.cfg_options)
+    options = take_method(cfg, args.cfg_options)
+    apply_shared_options(cfg, options)
     # afterwards: what is set in one place by name has the last word
-    cfg.merge_from_dict(in_loaders(args.cfg_options, followed))
+    cfg.merge_from_dict(in_loaders(options, followed))
     set_pipelines_by_name(cfg, followed)
     drop_settings_of_workers(cfg, args.cfg_options)
     _follow_data_sets(cfg, args.cfg_options)

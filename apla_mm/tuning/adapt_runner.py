@@ -1,13 +1,14 @@
 """Adapts the model of a runner that is about to train."""
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Container, Mapping
 from typing import Any
 
 from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
-from ..method import PartialLinear, Report, adapt, find_projections
+from ..method import Report, adapt, find_projections
 from ..method.class_change import Changed, change_back
 from ..method.wrappers import unwrapped
 from .frozen_parts import check_not_frozen_by_itself, check_train_keeps, modes_kept, requires_grad_of
@@ -46,7 +47,7 @@ def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> di
             parameter.requires_grad_(trained)
         raise
     for optimizer in optimizers_of(runner.optim_wrapper):
-        _hold_what_trains(optimizer, model)
+        hold_what_trains(optimizer, model)
     return reports
 
 
@@ -90,13 +91,55 @@ def find_target(model: nn.Module, target: str) -> nn.Module:
     return part
 
 
-def _hold_what_trains(optimizer: Optimizer, model: nn.Module) -> None:
-    rows = {
-        getattr(module, name): parameter
-        for module in model.modules()
-        if isinstance(module, PartialLinear)
-        for name, parameter in module.trained.named_parameters()
-    }
+def hold_what_trains(optimizer: Optimizer, model: nn.Module) -> None:
+    """Have an optimizer's groups hold exactly what trains of a model that was changed after they were made.
+
+    What the model has got since stands where the parameter stands beside which it is, with that group's settings: of
+    the innermost module around it that the optimizer holds something of, the parameter of the same name, or the weight,
+    or else the first.
+
+    Args:
+        optimizer: Made for the plain model.
+        model: The model, not wrapped.
+    """
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    beside: dict[nn.Parameter, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter not in held and (place := _beside(model, name, held)) is not None:
+            beside.setdefault(place, []).append(parameter)
     for group in optimizer.param_groups:
         # a group that becomes empty stays: schedulers count groups
-        group["params"] = [p for p in (rows.get(p, p) for p in group["params"]) if p.requires_grad]
+        group["params"] = [q for p in group["params"] for q in (p, *beside.get(p, ())) if q.requires_grad]
+
+
+def _beside(model: nn.Module, name: str, held: Container[nn.Parameter]) -> nn.Parameter | None:
+    """The parameter of a plain model that an optimizer holds beside which a new one stands."""
+    path, _, leaf = name.rpartition(".")
+    while path:
+        module = model.get_submodule(path)
+        own = dict(module.named_parameters(recurse=False))
+        for candidate in (own.get(leaf), own.get("weight"), *module.parameters()):
+            if candidate is not None and candidate in held:
+                return candidate
+        path = path.rpartition(".")[0]
+    return None
+
+
+def check_checkpointing(runner: Runner, cure: str) -> None:
+    """Check that the config does not ask for mmengine's activation checkpointing.
+
+    Raises:
+        ValueError: It does.
+    """
+    if runner.cfg.get("activation_checkpointing"):
+        raise ValueError(
+            "activation_checkpointing: mmengine's gives no gradient to blocks behind a frozen stem, and they would not "
+            f"train; leave it out; {cure}"
+        )
+
+
+def wrap_anew(runner: Runner, model: nn.Module) -> None:
+    """Wrap a runner's model for several processes again: an old wrapper waits for gradients of what is frozen now."""
+    runner.model = model
+    gc.collect()  # with the old wrapper go the hooks that it left on the parameters
+    runner.model = runner.wrap_model(runner.cfg.get("model_wrapper_cfg"), model)

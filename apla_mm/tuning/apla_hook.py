@@ -1,6 +1,5 @@
 """The hook that adapts a model."""
 
-import gc
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,24 +17,17 @@ from ..method.frozen_dtype import held_names
 from ..method.wrappers import is_wrapper, unwrapped
 from ..processes import in_every_process
 from ..text import quoted
-from .adapt_runner import adapt_runner, find_target
-from .frozen_parts import (
-    check_as_before,
-    check_train_keeps,
-    frozen_by_itself,
-    frozen_modules,
-    modes_kept,
-    requires_grad_of,
-    trainable_names,
-)
+from .adapt_runner import adapt_runner, check_checkpointing, find_target, wrap_anew
+from .frozen_parts import check_train_keeps, frozen_by_itself, requires_grad_of, trainable_names
 from .fsdp import check_strategy
-from .trainable_check_hook import TrainableCheckHook, is_training
+from .kept_training_hook import KeptTrainingHook, check_method_was_read
+from .trainable_check_hook import is_training
 
 #: with none of these the hook adapts nothing
 _CHOOSING = ("r", "channels", "blocks")
 
 
-class APLAHook(TrainableCheckHook):
+class APLAHook(KeptTrainingHook):
     """Adapts a model by APLA before it trains, logs what trains, and proves on the first step that nothing else moved.
 
     One line in the config of any mmseg or mmdet model with a transformer backbone::
@@ -120,10 +112,6 @@ class APLAHook(TrainableCheckHook):
         self.train = dict(norm=bool(train_norm), bias=bool(train_bias), pos_embed=bool(train_pos_embed))
         self.frozen_eval = frozen_eval is not False
         self.drop_path = drop_path is not False
-        self._evaluated: list[nn.Module] = []
-        self._trains: dict[str, bool] = {}  # by the names of all parameters, from before_run on
-        self._adapted: list[nn.Module] = []
-        self._watched: list[tuple[nn.Parameter, bool]] = []
 
     def before_run(self, runner: Runner) -> None:
         """Adapt the targets of a runner that is about to train.
@@ -136,58 +124,35 @@ class APLAHook(TrainableCheckHook):
         """
         add_weights_check(runner, self.priority)  # with this one's it is called next
         check_strategy(runner, self.adapts)
+        check_method_was_read(runner)
         prepare_to_load(runner)
         if not is_training(runner):
             return  # checkpoints are plain, and so is the model
-        if runner.cfg.get("activation_checkpointing"):
-            raise ValueError(
-                "activation_checkpointing: mmengine's gives no gradient to blocks behind a frozen stem, and they would "
-                "not train; leave it out; APLAHook(r=..., recompute='block') or, of a backbone that adapts itself, "
-                "apla=dict(r=..., recompute='block') saves memory"
-            )
+        check_checkpointing(
+            runner,
+            "APLAHook(r=..., recompute='block') or, of a backbone that adapts itself, apla=dict(r=..., "
+            "recompute='block') saves memory",
+        )
         model, wrapped = unwrapped(runner.model), is_wrapper(runner.model)
         if not self.adapts:
-            self._adapted, before = _adapted_by_itself(model), requires_grad_of(model)
-            in_every_process(lambda: _check_adapted(model, self._adapted))
-            self._trains = requires_grad_of(model)
+            parts, before = _adapted_by_itself(model), requires_grad_of(model)
+            in_every_process(lambda: _check_adapted(model, parts))
+            self.keep(model, parts, frozen_eval=False, drop_path=True)
             super().before_run(runner)
             _warn_without_autocast(runner, model)
-            if wrapped and self._trains != before and isinstance(runner, Runner):
-                _wrap_anew(runner, model)
+            if wrapped and requires_grad_of(model) != before and isinstance(runner, Runner):
+                wrap_anew(runner, model)
             return
         # not wrapped until the ranks are known to agree: where shapes differ DDP fails in some, and the others wait
         runner.model = model
         reports = in_every_process(lambda: adapt_runner(runner, self.options(model)))
         for target, report in reports.items():
             print_log(f"{target}: {report}", logger="current")
-        self._adapted = [find_target(model, target) for target in self.targets]
-        self._trains = requires_grad_of(model)
-        if self.frozen_eval:
-            self._evaluated = [m for part in self._adapted for m in frozen_modules(part, self.drop_path)]
+        self.keep(model, [find_target(model, target) for target in self.targets], self.frozen_eval, self.drop_path)
         super().before_run(runner)
         _warn_without_autocast(runner, model)
         if wrapped:
-            _wrap_anew(runner, model)
-
-    def before_train(self, runner: Runner) -> None:
-        """Log the table, of what trains in training too.
-
-        Raises:
-            ValueError: Since ``before_run`` something was frozen or thawed, as by the model's ``init_weights``, or
-                ``train()`` does so.
-            RuntimeError: Nothing trains, or another process failed so.
-        """
-        model = unwrapped(runner.model)
-
-        def check() -> None:
-            check_as_before(model, self._trains, "weights were initialised and loaded")
-            with modes_kept(model):
-                model.train()
-            check_as_before(model, self._trains, "its train() was called")
-
-        in_every_process(check)
-        self._watched = [(p, p.requires_grad) for part in self._adapted for p in part.parameters()]
-        super().before_train(runner)
+            wrap_anew(runner, model)
 
     def options(self, model: nn.Module) -> dict[str, dict[str, Any]]:
         """What to do to a model.
@@ -215,25 +180,6 @@ class APLAHook(TrainableCheckHook):
             options[target] = {**self.arguments, "trainable": [*self.trainable, *further]}
         return options
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Keep frozen modules in evaluation mode."""
-        for module in self._evaluated:
-            module.training = False
-        super().before_train_iter(runner, batch_idx, data_batch)
-
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
-        """See that what was adapted still trains, and as :class:`TrainableCheckHook`.
-
-        Raises:
-            ValueError: The model's forward froze or thawed something of it.
-            RuntimeError: A frozen tensor changed.
-        """
-        if any(parameter.requires_grad is not trains for parameter, trains in self._watched):
-            check_as_before(unwrapped(runner.model), self._trains, f"iteration {runner.iter + 1} began")
-        super().after_train_iter(runner, batch_idx, data_batch, outputs)
-
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Write into the checkpoint's ``meta`` what of APLA the run was asked for."""
         chosen: dict[str, Any] = {}
@@ -248,12 +194,6 @@ class APLAHook(TrainableCheckHook):
             hooks = before.get("hooks", [before]) if before else []
             if own not in hooks:  # mmengine's hook saves several checkpoints with one meta
                 checkpoint["meta"][APLA_KEY] = dict(hooks=[*hooks, own]) if hooks else own
-
-
-def _wrap_anew(runner: Runner, model: nn.Module) -> None:
-    runner.model = model
-    gc.collect()  # with the old wrapper go the hooks that it left on the parameters
-    runner.model = runner.wrap_model(runner.cfg.get("model_wrapper_cfg"), model)
 
 
 def _warn_without_autocast(runner: Runner, model: nn.Module) -> None:

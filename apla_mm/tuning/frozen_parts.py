@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from torch import nn
 
 from ..method.names import projection_of
+from ..methods.kinds import bias_names, norm_names, position_names
 from ..text import quoted
 
 #: what settings are called by which a model freezes parts of itself
 _FREEZING = ("frozen", "freeze")
-_POSITIONS = ("pos_embed", "position_embed", "relative_position_bias_table", "rel_pos")
 
 
 def trainable_names(part: nn.Module, left_frozen: Container[str], norm: bool, bias: bool, pos_embed: bool) -> list[str]:
@@ -29,18 +29,10 @@ def trainable_names(part: nn.Module, left_frozen: Container[str], norm: bool, bi
     Raises:
         ValueError: A kind is asked for and ``part`` has none of it.
     """
-    norms = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in part.named_modules()
-        if any("Norm" in cls.__name__ for cls in type(module).__mro__)
-        for name, _ in module.named_parameters(recurse=False)
-    }
     kinds = {
-        "train_norm": [name for name, _ in part.named_parameters() if norm and name in norms],
-        "train_bias": [name for name, _ in part.named_parameters() if bias and name.endswith("bias")],
-        "train_pos_embed": [
-            name for name, _ in part.named_parameters() if pos_embed and any(word in name for word in _POSITIONS)
-        ],
+        "train_norm": norm_names(part) if norm else [],
+        "train_bias": bias_names(part) if bias else [],
+        "train_pos_embed": position_names(part) if pos_embed else [],
     }
     for (kind, names), asked in zip(kinds.items(), (norm, bias, pos_embed), strict=True):
         if asked and not names:
@@ -66,7 +58,8 @@ def frozen_modules(part: nn.Module, drop_path: bool) -> list[nn.Module]:
     return [
         module
         for module in part.modules()
-        if not any(p.requires_grad for p in module.parameters(recurse=False))
+        # a linear layer beside whose weight something trains is none of them
+        if not any(p.requires_grad for p in module.parameters(recurse=isinstance(module, nn.Linear)))
         and not (drop_path and "droppath" in type(module).__name__.lower())
     ]
 

@@ -18,16 +18,16 @@ from apla_mm.measure import (
     Fit,
     PeakBytes,
     TrainingStep,
+    compared_methods,
     count_peak,
     count_step,
     fake_tensors,
     largest_batch,
     step_cost,
-    tuning_methods,
 )
 from apla_mm.method import adapt
 
-METHODS = {method.name: method for method in tuning_methods([4, "full"], ["mlp", "linear", "block"])}
+METHODS = {method.name: method.method for method in compared_methods([4, "full"], ["mlp", "linear", "block"])}
 
 
 def make(
@@ -54,8 +54,6 @@ def allocated_peak(run: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_counts_are_those_of_the_real_step(method: str) -> None:
-    if "LoRA" in method:
-        needs("peft")
     counted = count_step(lambda: make(method))
     step = make(method)
     real = step_cost(step)

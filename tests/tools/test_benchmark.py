@@ -134,5 +134,5 @@ def test_the_largest_batch_within_a_memory_and_how_to_train_it(tmp_path: Path) -
     assert 2 < full["batch_size"] < head["batch_size"] and full["batch_size"] < ours["batch_size"]
     assert all(row["peak_bytes"] <= 2**29 for row in (full, head, ours))
     batch = f"train_dataloader.batch_size={ours['batch_size']}"
-    assert ours["options"] == f"{batch} custom_hooks.1.r=8 custom_hooks.1.recompute=block"
-    assert head["options"].endswith("custom_hooks.1.r=None custom_hooks.1.blocks=none")
+    assert ours["options"] == f"{batch} method=apla:r=8,recompute=block"
+    assert head["options"].endswith(" method=head") and full["options"].endswith(" method=full")

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 
 import apla_mm
 from apla_mm.measure import (
+    ComparedMethod,
     TrainingStep,
-    TuningMethod,
+    compared_methods,
     count_peak,
     count_step,
     interleaved_times,
     largest_batch,
     peak_bytes,
     step_cost,
-    tuning_methods,
 )
 from apla_mm.method.recompute import MODES
 from apla_mm.text import format_bytes
@@ -134,7 +134,7 @@ HEADS = {"stock": "", "lean": ", lean heads", "recomputed": ", heads recomputed"
 class Variant:
     """A method, with which heads, compiled or not."""
 
-    method: TuningMethod
+    method: ComparedMethod
     compiled: bool = False
     heads: str = "stock"
 
@@ -201,7 +201,7 @@ def build(args: argparse.Namespace, variant: Variant) -> TrainingStep:
     """Where a variant changes the model: its parts may become others in place, and the loss is that of the whole."""
     torch.manual_seed(0)
     model, loss = (build_from_config if args.model.endswith(".py") else build_timm)(args, variant.compiled)
-    variant.method.prepare(model.backbone)
+    variant.method.method.prepare(model.backbone)
     if variant.heads != "stock":
         from apla_mm.models.heads.lean_model import make_model_lean
 
@@ -292,28 +292,14 @@ def counted_row(variant: Variant, count_one: Callable[[Variant], dict[str, Any]]
 
 
 def options_for(args: argparse.Namespace, variant: Variant, batch_size: int) -> str:
-    """What a training is told for this variant: its --cfg-options, or without a config the arguments of adapt."""
-    given = variant.method.arguments
+    """What a training is told for this variant: its --cfg-options, or without a config the call."""
+    key = variant.method.key
     if not args.model.endswith(".py"):
-        return f"apla_mm.adapt({', '.join(f'{key}={value!r}' for key, value in given.items())})" if given else ""
-    from mmengine.config import Config
-
-    cfg = Config.fromfile(args.model)
+        return f"apla_mm.methods.build_method({key!r}).prepare(backbone)" if key else ""
     batch = f"train_dataloader.batch_size={batch_size}"
     if variant.heads == "recomputed":
         batch += " default_hooks.lean_heads.recompute=True"
-    hooks = [f"custom_hooks.{i}" for i, h in enumerate(cfg.get("custom_hooks", [])) if h["type"] == "APLAHook"]
-    if given is None:
-        return f"{batch}; no config has this method"
-    if cfg.model.backbone.type != "APLAViT":
-        if not hooks:
-            return f"{batch}; custom_hooks=[dict(type='APLAHook', **{dict(given)})]"
-        options, place = {"r": None, **given}, hooks[0]
-    elif given.keys() <= {"blocks"}:
-        options, place = {"apla": None} | ({"frozen": True} if given else {}), "model.backbone"
-    else:
-        options, place = dict(given), "model.backbone.apla"
-    return " ".join([batch, *(f"{place}.{key}={value}" for key, value in options.items())])
+    return f"{batch}; no config has this method" if key is None else f"{batch} method={key}"
 
 
 def with_ratios(rows: list[dict[str, Any]], times: dict[str, list[float]]) -> list[dict[str, Any]]:
@@ -455,7 +441,7 @@ def machine(device: str) -> dict[str, Any]:
 
 def main() -> None:
     args = parse_args()
-    methods = tuning_methods(args.r, [] if args.inference else args.recompute)
+    methods = compared_methods(args.r, [] if args.inference else args.recompute)
     if args.device.startswith("cuda") and not args.count:
         torch.cuda.set_device(args.device)  # its events are the clock
     if args.compile:

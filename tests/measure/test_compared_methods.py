@@ -1,18 +1,15 @@
-import sys
-
 import pytest
 import torch
 from helpers.comparisons import assert_same, clone
 from helpers.nets import Attending, tiny_vit
-from helpers.optional import needs
 from torch import nn
 
-from apla_mm.measure import tuning_methods
-from apla_mm.measure.tuning_methods import add_lora, split_projections
+from apla_mm.measure import compared_methods
+from apla_mm.measure.compared_methods import SplitProjections
 from apla_mm.method import adapt
 
 WIDTH, DEPTH = 32, 3
-METHODS = {method.name: method for method in tuning_methods([4, "full"], ["none", "mlp", "block"])}
+METHODS = {method.name: method.method for method in compared_methods([4, "full"], ["none", "mlp", "block"])}
 BLOCK = dict(qkv=(WIDTH, 3 * WIDTH), proj=(WIDTH, WIDTH), fc1=(WIDTH, 4 * WIDTH), fc2=(4 * WIDTH, WIDTH))
 BIASES = DEPTH * (sum(out for _, out in BLOCK.values()) + 2 * WIDTH) + WIDTH + WIDTH  # norms, patches
 W_O = DEPTH * (WIDTH + 1) * WIDTH
@@ -45,8 +42,6 @@ def test_full_fine_tuning_comes_first():
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_what_trains_and_that_nothing_else_moves(name):
-    if "LoRA" in name:
-        needs("peft")
     model = make()
     x = torch.randn(2, 3, 32, 32)
     expected = model(x)
@@ -65,7 +60,7 @@ def test_what_trains_and_that_nothing_else_moves(name):
 
 def test_split_projections_have_the_gradients_of_apla():
     split, ours = make().double(), make().double()
-    split_projections(split, 4)
+    SplitProjections(4).prepare(split)
     adapt(ours, r=4)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     for model in (split, ours):
@@ -79,16 +74,8 @@ def test_split_projections_have_the_gradients_of_apla():
 
 @pytest.mark.parametrize("name", ["LoRA r=8, qkv", "LoRA r=8, all linear", "W_O split, r=4"])
 def test_multihead_attention_cannot_be_wrapped_and_says_so(name):
-    if "LoRA" in name:
-        needs("peft")
     model = Attending(nn.MultiheadAttention(8, 2))
     before = clone(model.state_dict())
     with pytest.raises(ValueError, match="never calls its projection"):
         METHODS[name].prepare(model)
     assert_same(model.state_dict(), before)
-
-
-def test_lora_without_peft_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match="pip install peft"):
-        add_lora(make(), r=8, only_qkv=True)
