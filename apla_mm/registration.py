@@ -3,6 +3,7 @@
 from mmengine.registry import (
     HOOKS,
     LOOPS,
+    METRICS,
     MODEL_WRAPPERS,
     MODELS,
     OPTIM_WRAPPER_CONSTRUCTORS,
@@ -11,6 +12,8 @@ from mmengine.registry import (
 )
 from timm.layers import LayerNorm2d
 
+from .compare.image_areas import ImageAreas
+from .compare.record_hook import RecordHook
 from .data.data_check_hook import DataCheckHook
 from .loading import checkpoint_reader  # noqa: F401  a loader, under a name of its own
 from .loading.checkpoint_reader_hook import CheckpointReaderHook
@@ -45,6 +48,7 @@ PARTS = {
         FiniteLossHook,
         LeanHeadsHook,
         LeanInferenceHook,
+        RecordHook,
         ResumeCheckHook,
         SavedBuffersHook,
         StopSignalHook,
@@ -54,6 +58,7 @@ PARTS = {
         WeightsCheckHook,
     ),
     LOOPS: (ResumableTrainLoop,),
+    METRICS: (ImageAreas,),
     MODELS: (APLAViT, SimpleFeaturePyramid),
     MODEL_WRAPPERS: (APLAFullyShardedDataParallel, CPUDistributedDataParallel),
     OPTIM_WRAPPER_CONSTRUCTORS: (TrainableOptimWrapperConstructor,),

@@ -48,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="trials at once (default: 1)")
     parser.add_argument("--on", choices=("local", "slurm"), default="local", help="where trials run")
     parser.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="as submitit takes: partition=gpu")
+    parser.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
     parser.add_argument("--report-only", action="store_true", help="write the report of what is there")
     add_common_arguments(parser)
     args = parser.parse_args()
@@ -107,6 +108,8 @@ def main() -> None:
         args.held_out,
         ["--amp"] if args.amp else [],
     )
+    if args.retry_failed:
+        comparison.forget_failures()
     title = f"{Path(args.config).stem}: {', '.join(args.methods)}"
     if not args.report_only:
         run(comparison, args, title)

@@ -88,6 +88,11 @@ class Comparison:
         write_atomic((json.dumps(asdict(trial)) + "\n").encode(), folder / "trial.json")
         return folder
 
+    def forget_failures(self) -> None:
+        """Have the trials that ended in an error run again."""
+        for file in self.folder.glob(f"*/*/*/*/{FAILED}"):
+            file.unlink()
+
     def split(self, fraction: float) -> Split:
         """What the trials of a fraction train on, and are scored on."""
         names = [item.name for item in self.items()]

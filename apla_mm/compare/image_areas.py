@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
-from mmseg.evaluation.metrics import IoUMetric
 
 
 class ImageAreas(BaseMetric):
@@ -24,6 +23,8 @@ class ImageAreas(BaseMetric):
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Count the pixels of a batch."""
+        from mmseg.evaluation.metrics import IoUMetric  # here, so that this is registered where there is no mmseg
+
         classes = len(self.dataset_meta["classes"])
         for sample in data_samples:
             predicted = sample["pred_sem_seg"]["data"].squeeze()

@@ -125,7 +125,7 @@ def for_search(cfg: Config, items: Sequence[Item], split: Split, folder: Path) -
     training.indices = list(split.train)
     cfg.val_dataloader.dataset = held_out
     cfg.train_cfg.val_interval = cfg.train_cfg.max_iters
-    cfg.default_hooks.checkpoint.pop("save_best", None)
+    _keep_last_checkpoint(cfg)
 
 
 def for_final(cfg: Config, chosen: Sequence[int], folder: Path) -> None:
@@ -139,7 +139,7 @@ def for_final(cfg: Config, chosen: Sequence[int], folder: Path) -> None:
     _training_set(cfg).indices = list(chosen)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.train_cfg.pop("val_interval", None)
-    cfg.default_hooks.checkpoint.pop("save_best", None)
+    _keep_last_checkpoint(cfg)
     evaluators = evaluators_of(cfg, "test_dataloader")
     for evaluator in evaluators:
         if evaluator["type"] == "IoUMetric":
@@ -147,6 +147,16 @@ def for_final(cfg: Config, chosen: Sequence[int], folder: Path) -> None:
             cfg.test_evaluator = [*evaluators, {**areas, "ignore_index": evaluator.get("ignore_index", 255)}]
         if evaluator["type"] == "CocoMetric":
             evaluator["outfile_prefix"] = str((folder / "predictions").absolute())
+
+
+def _keep_last_checkpoint(cfg: Config) -> None:
+    """Of the best one a validation would have to be looked at while training goes on."""
+    hooks = cfg.setdefault("default_hooks", {})
+    hook = hooks.get("checkpoint") or dict(
+        type="AtomicCheckpointHook", by_epoch=False, interval=cfg.train_cfg.max_iters
+    )
+    hook.pop("save_best", None)
+    hooks["checkpoint"] = {**hook, "max_keep_ckpts": 1, "save_last": True}
 
 
 def _write_annotations(dataset: Any, ids: set[Any], file: Path) -> None:
