@@ -54,8 +54,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.launcher != "none":
         parser.error("trials are single processes: leave --launcher out; --on slurm runs each as a job")
-    if args.seeds < 1 or args.jobs < 1 or args.trials < 3:
-        parser.error("--seeds and --jobs must be 1 or more, --trials 3 or more")
+    if args.seeds < 1 or args.jobs < 1 or args.trials < 2:
+        parser.error("--seeds and --jobs must be 1 or more, --trials 2 or more")
     if not 0 < args.held_out < 1:
         parser.error("--held-out must be between 0 and 1")
     if len(set(args.methods)) != len(args.methods):
