@@ -15,7 +15,7 @@ from ..delta.atomic_file import write_atomic
 from .run_trial import FAILED, run_trial
 from .splits import Split, draw_fraction, hold_out
 from .study import Scores, Study
-from .trial import Trial, for_final, for_search, set_rates, training_items
+from .trial import Trial, annotations_of_test, for_final, for_search, set_rates, training_items
 
 STUDY = "study.json"
 
@@ -49,6 +49,7 @@ class Comparison:
         self.folder, self.study, self.load, self.tools = Path(folder), study, load, Path(tools)
         self.metric, self.held_out, self.train_args = metric, held_out, list(train_args)
         self.items = cache(lambda: training_items(load({})))
+        self.annotations = annotations_of_test(load({}))
         self._remember()
 
     def scores(self) -> dict[Trial, float | None]:

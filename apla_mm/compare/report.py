@@ -13,6 +13,7 @@ from typing import Any
 
 from ..delta.atomic_file import write_atomic
 from ..text import format_bytes, table
+from .average_precision import average_precision
 from .bootstrap import Difference, ScoreOf, difference, mean_iou
 from .comparison import Comparison
 from .run_trial import FAILED
@@ -96,11 +97,16 @@ def differences(comparison: Comparison, fraction: float) -> dict[tuple[str, str]
 
 
 def _runs(comparison: Comparison, method: str, fraction: float) -> list[tuple[list[str], ScoreOf]]:
-    if comparison.metric != "mIoU":
-        return []
+    """The images and the score of each final run, by what it wrote of each image."""
     finals = comparison.study.finals(comparison.scores(), method, fraction)
-    files = [comparison.folder / trial.folder / "areas.npz" for trial in finals]
-    return [mean_iou(file) for file in files if file.exists()]
+    folders = [comparison.folder / trial.folder for trial in finals]
+    if comparison.metric == "mIoU":
+        return [mean_iou(folder / AREAS) for folder in folders if (folder / AREAS).exists()]
+    kind = comparison.metric.rpartition("/")[2].removesuffix("_mAP")
+    if kind not in ("bbox", "segm") or not comparison.annotations:
+        return []
+    files = [folder / f"{PREDICTIONS}.{kind}.json" for folder in folders]
+    return [average_precision(file, comparison.annotations, kind) for file in files if file.exists()]
 
 
 def write_report(comparison: Comparison, title: str) -> None:
@@ -154,7 +160,7 @@ def _results(rows: Sequence[Row], metric: str) -> str:
 
 def _pairs(pairs: dict[tuple[str, str], Difference], fraction: float, metric: str) -> str:
     cells = [
-        (one, other, f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}", "yes" if d.decided else "no")
+        (one, other, f"{d.mean:+.3g}", f"{d.low:+.3g} to {d.high:+.3g}", "yes" if d.decided else "no")
         for (one, other), d in sorted(pairs.items(), key=lambda pair: -pair[1].mean)
     ]
     head = ("ahead", "behind", f"{metric} by", "95 % interval", "decided")
@@ -165,7 +171,7 @@ def _pairs(pairs: dict[tuple[str, str], Difference], fraction: float, metric: st
 
 def _searches(rows: Sequence[Row], metric: str) -> str:
     cells = [
-        (f"{row.fraction:g}", row.method, f"{rate:g}", "failed" if score is None else f"{score:.2f}")
+        (f"{row.fraction:g}", row.method, f"{rate:g}", "failed" if score is None else _number(score))
         for row in rows
         for rate, score in sorted(row.tried.items())
     ]
@@ -190,7 +196,7 @@ def _record(row: Row, key: str) -> str:
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+    return "-" if math.isnan(value) else f"{value:.4g}"
 
 
 def _rate(value: float | None) -> str:

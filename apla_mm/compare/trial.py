@@ -18,6 +18,7 @@ from ..delta.atomic_file import write_atomic
 from .splits import Split
 
 CONSTRUCTOR = "TrainableOptimWrapperConstructor"
+AREAS, PREDICTIONS = "areas.npz", "predictions"  #: what a test writes of each image into a final trial's folder
 #: constructors whose rules ours keeps
 _ALIKE = (None, "DefaultOptimWrapperConstructor", CONSTRUCTOR)
 
@@ -143,10 +144,16 @@ def for_final(cfg: Config, chosen: Sequence[int], folder: Path) -> None:
     evaluators = evaluators_of(cfg, "test_dataloader")
     for evaluator in evaluators:
         if evaluator["type"] == "IoUMetric":
-            areas = dict(type="ImageAreas", file=str((folder / "areas.npz").absolute()))
+            areas = dict(type="ImageAreas", file=str((folder / AREAS).absolute()))
             cfg.test_evaluator = [*evaluators, {**areas, "ignore_index": evaluator.get("ignore_index", 255)}]
         if evaluator["type"] == "CocoMetric":
-            evaluator["outfile_prefix"] = str((folder / "predictions").absolute())
+            evaluator["outfile_prefix"] = str((folder / PREDICTIONS).absolute())
+
+
+def annotations_of_test(cfg: Config) -> Path | None:
+    """The annotation file that a test compares with; None if there is none."""
+    files = [evaluator["ann_file"] for evaluator in evaluators_of(cfg, "test_dataloader") if evaluator.get("ann_file")]
+    return Path(files[0]) if files else None
 
 
 def _keep_last_checkpoint(cfg: Config) -> None:

@@ -37,7 +37,7 @@ def test_killed_it_goes_on_and_more_can_be_asked_for(config: Path, tmp_path: Pat
     assert len(list(out.glob("final/*/*/*/scored.json"))) == 2
     report = (out / "report.md").read_text()
     scores = [json.loads(file.read_text())["mIoU"] for file in out.glob("final/*/*/*/scored.json")]
-    assert f"{sum(scores) / 2:.2f}" in report and "| apla:r=4 |    2 |" in report
+    assert f"{sum(scores) / 2:.4g}" in report and "| apla:r=4 |    2 |" in report
     assert "base64" in (out / "report.html").read_text()
     assert not list(out.glob("search/*/*/*/run/*.pth"))
     other = run(*command, "--seeds", 2, "--held-out", 0.5, returncode=1)
