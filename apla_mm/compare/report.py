@@ -19,6 +19,7 @@ from .comparison import Comparison
 from .run_trial import FAILED
 from .search import at_edge
 from .study import HEAD, Scores
+from .trial import AREAS, PREDICTIONS
 
 
 @dataclass(frozen=True)
