@@ -26,14 +26,14 @@ format: setup  ## Sort imports, fix what ruff can fix, and format
 
 # Two workers with one thread each: torch's own threads would compete for the same cores.
 test: lint  ## Lint, then run the tests (PYTEST_ARGS="-k name" picks some)
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 test-fast: setup  ## Run all but the files that are marked slow, without linting: for working (3 minutes)
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 -q -m 'not slow' $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal -q -m 'not slow' $(PYTEST_ARGS)
 
 test-upstream:  ## Run the tests beside the original OpenMMLab packages, in .venv-upstream
 	@tools/setup_env.sh upstream
-	OMP_NUM_THREADS=1 $(UPSTREAM_PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(UPSTREAM_PYTHON) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 bench: setup  ## Measure a training step of ViT-B by every method (BENCH_ARGS="--device cuda" adds options)
 	$(VENV_PYTHON) tools/analysis_tools/benchmark.py vit_base_patch16_224 \

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from ..delta.atomic_file import write_atomic
 from ..text import format_bytes, table
 from .average_precision import average_precision
 from .bootstrap import Difference, ScoreOf, difference, mean_iou
 from .comparison import Comparison
+from .predictions import predictions_figure
 from .run_trial import FAILED
 from .search import at_edge
 from .study import HEAD, Scores
@@ -120,7 +123,8 @@ def write_report(comparison: Comparison, title: str) -> None:
     parts += [_searches(rows, comparison.metric), _failures(comparison)]
     text = "\n\n".join(filter(None, parts)) + "\n"
     write_atomic(text.encode(), comparison.folder / "report.md")
-    plots = [_image(figure) for figure in _plots(rows, comparison.metric)]
+    figures = [*_plots(rows, comparison.metric), *_predictions(comparison, rows)]
+    plots = [_image(figure) for figure in figures]
     body = f"<pre>{html.escape(text)}</pre>" + "".join(f'<p><img src="data:image/png;base64,{p}"></p>' for p in plots)
     page = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>{body}\n'
     write_atomic(page.encode(), comparison.folder / "report.html")
@@ -241,6 +245,21 @@ def _plots(rows: Sequence[Row], metric: str) -> list[Any]:
         if figure.axes[0].get_legend_handles_labels()[0]:
             figure.axes[0].legend()
     return figures
+
+
+def _predictions(comparison: Comparison, rows: Sequence[Row], most: int = 4) -> list[Any]:
+    """Label maps of the first seed of each method, of a few test images."""
+    fraction = max((row.fraction for row in rows), default=1.0)
+    scores, folders, images = comparison.scores(), {}, []
+    for row in rows:
+        for trial in comparison.study.finals(scores, row.method, fraction)[:1] if row.fraction == fraction else []:
+            folder = comparison.folder / trial.folder
+            if (folder / PREDICTIONS).is_dir() and (folder / AREAS).exists():
+                folders[row.method] = folder / PREDICTIONS
+                with np.load(folder / AREAS) as areas:
+                    images, classes = areas["images"].tolist(), areas["union"].shape[1]
+    chosen = [image for image in images[:: max(1, len(images) // most)] if Path(image).exists()][:most]
+    return [predictions_figure(chosen, folders, classes)] if chosen else []
 
 
 def _image(figure: Any) -> str:

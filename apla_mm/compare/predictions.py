@@ -1,0 +1,58 @@
+"""What each method predicts of the same test images, side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Labels = NDArray[np.int64]
+
+
+def label_map_of(folder: Path, image: str) -> Labels | None:
+    """The label map that a test wrote for an image, (H, W); None if there is none.
+
+    Args:
+        folder: What ``test.py --out`` was given.
+        image: The image's path: of files of one name, that is taken whose folders are the image's too.
+    """
+    parts = Path(image).with_suffix("").parts
+    found = [file for file in folder.rglob(f"{Path(image).stem}.png")]
+
+    def alike(file: Path) -> int:
+        own = file.with_suffix("").relative_to(folder).parts
+        return len(own) if parts[-len(own) :] == own else 0
+
+    best = max(found, key=alike, default=None)
+    return None if best is None else np.asarray(Image.open(best)).astype(np.int64)
+
+
+def predictions_figure(images: Sequence[str], folders: Mapping[str, Path], classes: int) -> Any:
+    """Images in rows, with the label maps of each method beside them.
+
+    Args:
+        images: Paths.
+        folders: Method to the folder of its label maps.
+        classes: How many there are, for the colours.
+
+    Returns:
+        A figure of matplotlib's.
+    """
+    from matplotlib.figure import Figure
+
+    columns = 1 + len(folders)
+    figure = Figure(figsize=(2 * columns, 2 * len(images)))
+    axes = figure.subplots(len(images), columns, squeeze=False)
+    for row, image in zip(axes, images, strict=True):
+        row[0].imshow(Image.open(image).convert("RGB"))
+        for place, folder in zip(row[1:], folders.values(), strict=True):
+            labels = label_map_of(folder, image)
+            if labels is not None:
+                place.imshow(labels, cmap="tab20", vmin=0, vmax=max(20, classes), interpolation="nearest")
+    for place, title in zip(axes[0], ("image", *folders), strict=True):
+        place.set_title(title, fontsize=7)
+    for place in axes.flat:
+        place.axis("off")
+    return figure
