@@ -10,7 +10,8 @@ from mmengine.evaluator import BaseMetric
 class ImageAreas(BaseMetric):
     """Writes intersections and unions of each image to a file, and scores nothing.
 
-    The file is numpy's ``.npz``: ``images``, N paths, sorted; ``intersect`` and ``union`` (N, C), in pixels.
+    The file is numpy's ``.npz``: ``images``, N paths, sorted; ``labels``, their label maps'; ``intersect`` and
+    ``union`` (N, C), in pixels.
 
     Args:
         file: Where to write to.
@@ -30,10 +31,12 @@ class ImageAreas(BaseMetric):
             predicted = sample["pred_sem_seg"]["data"].squeeze()
             label = sample["gt_sem_seg"]["data"].squeeze().to(predicted)
             intersect, union, *_ = IoUMetric.intersect_and_union(predicted, label, classes, self.ignore_index)
-            self.results.append((sample["img_path"], intersect.cpu().numpy(), union.cpu().numpy()))
+            paths = str(sample["img_path"]), str(sample.get("seg_map_path", ""))
+            self.results.append((*paths, intersect.cpu().numpy(), union.cpu().numpy()))
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """Write the file."""
-        images, intersect, union = zip(*sorted(results, key=lambda result: str(result[0])), strict=True)
-        np.savez_compressed(self.file, images=np.array(images), intersect=np.stack(intersect), union=np.stack(union))
+        images, labels, intersect, union = zip(*sorted(results, key=lambda result: result[0]), strict=True)
+        areas = dict(intersect=np.stack(intersect), union=np.stack(union))
+        np.savez_compressed(self.file, images=np.array(images), labels=np.array(labels), **areas)
         return {}

@@ -26,14 +26,19 @@ def label_map_of(folder: Path, image: str) -> Labels | None:
         return len(own) if parts[-len(own) :] == own else 0
 
     best = max(found, key=alike, default=None)
-    return None if best is None else np.asarray(Image.open(best)).astype(np.int64)
+    return None if best is None else _opened(str(best))
 
 
-def predictions_figure(images: Sequence[str], folders: Mapping[str, Path], classes: int) -> Any:
-    """Images in rows, with the label maps of each method beside them.
+def _opened(file: str) -> Labels | None:
+    return np.asarray(Image.open(file)).astype(np.int64) if Path(file).is_file() else None
+
+
+def predictions_figure(images: Sequence[str], labels: Sequence[str], folders: Mapping[str, Path], classes: int) -> Any:
+    """Images in rows, with their label maps and those of each method beside them.
 
     Args:
         images: Paths.
+        labels: Paths of their label maps.
         folders: Method to the folder of its label maps.
         classes: How many there are, for the colours.
 
@@ -42,16 +47,16 @@ def predictions_figure(images: Sequence[str], folders: Mapping[str, Path], class
     """
     from matplotlib.figure import Figure
 
-    columns = 1 + len(folders)
+    columns = 2 + len(folders)
     figure = Figure(figsize=(2 * columns, 2 * len(images)))
     axes = figure.subplots(len(images), columns, squeeze=False)
-    for row, image in zip(axes, images, strict=True):
+    for row, image, label in zip(axes, images, labels, strict=True):
         row[0].imshow(Image.open(image).convert("RGB"))
-        for place, folder in zip(row[1:], folders.values(), strict=True):
-            labels = label_map_of(folder, image)
-            if labels is not None:
-                place.imshow(labels, cmap="tab20", vmin=0, vmax=max(20, classes), interpolation="nearest")
-    for place, title in zip(axes[0], ("image", *folders), strict=True):
+        maps = [_opened(label), *(label_map_of(folder, image) for folder in folders.values())]
+        for place, found in zip(row[1:], maps, strict=True):
+            if found is not None:
+                place.imshow(found, cmap="tab20", vmin=0, vmax=max(20, classes), interpolation="nearest")
+    for place, title in zip(axes[0], ("image", "label map", *folders), strict=True):
         place.set_title(title, fontsize=7)
     for place in axes.flat:
         place.axis("off")

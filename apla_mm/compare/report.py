@@ -251,16 +251,18 @@ def _plots(rows: Sequence[Row], metric: str) -> list[Any]:
 def _predictions(comparison: Comparison, rows: Sequence[Row], most: int = 4) -> list[Any]:
     """Label maps of the first seed of each method, of a few test images."""
     fraction = max((row.fraction for row in rows), default=1.0)
-    scores, folders, images = comparison.scores(), {}, []
+    scores, folders = comparison.scores(), {}
+    images: list[tuple[str, str]] = []
     for row in rows:
         for trial in comparison.study.finals(scores, row.method, fraction)[:1] if row.fraction == fraction else []:
             folder = comparison.folder / trial.folder
             if (folder / PREDICTIONS).is_dir() and (folder / AREAS).exists():
                 folders[row.method] = folder / PREDICTIONS
                 with np.load(folder / AREAS) as areas:
-                    images, classes = areas["images"].tolist(), areas["union"].shape[1]
-    chosen = [image for image in images[:: max(1, len(images) // most)] if Path(image).exists()][:most]
-    return [predictions_figure(chosen, folders, classes)] if chosen else []
+                    images = list(zip(areas["images"].tolist(), areas["labels"].tolist(), strict=True))
+                    classes = areas["union"].shape[1]
+    chosen = [pair for pair in images[:: max(1, len(images) // most)] if Path(pair[0]).exists()][:most]
+    return [predictions_figure(*zip(*chosen, strict=True), folders, classes)] if chosen else []
 
 
 def _image(figure: Any) -> str:
