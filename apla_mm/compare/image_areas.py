@@ -37,6 +37,11 @@ class ImageAreas(BaseMetric):
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """Write the file."""
         images, labels, intersect, union = zip(*sorted(results, key=lambda result: result[0]), strict=True)
-        areas = dict(intersect=np.stack(intersect), union=np.stack(union))
-        np.savez_compressed(self.file, images=np.array(images), labels=np.array(labels), **areas)
+        np.savez_compressed(
+            self.file,
+            images=np.array(images),
+            labels=np.array(labels),
+            intersect=np.stack(intersect),
+            union=np.stack(union),
+        )
         return {}

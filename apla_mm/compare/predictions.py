@@ -33,12 +33,11 @@ def _opened(file: str) -> Labels | None:
     return np.asarray(Image.open(file)).astype(np.int64) if Path(file).is_file() else None
 
 
-def predictions_figure(images: Sequence[str], labels: Sequence[str], folders: Mapping[str, Path], classes: int) -> Any:
+def predictions_figure(images: Sequence[tuple[str, str]], folders: Mapping[str, Path], classes: int) -> Any:
     """Images in rows, with their label maps and those of each method beside them.
 
     Args:
-        images: Paths.
-        labels: Paths of their label maps.
+        images: Paths of each and of its label map.
         folders: Method to the folder of its label maps.
         classes: How many there are, for the colours.
 
@@ -50,7 +49,7 @@ def predictions_figure(images: Sequence[str], labels: Sequence[str], folders: Ma
     columns = 2 + len(folders)
     figure = Figure(figsize=(2 * columns, 2 * len(images)))
     axes = figure.subplots(len(images), columns, squeeze=False)
-    for row, image, label in zip(axes, images, labels, strict=True):
+    for row, (image, label) in zip(axes, images, strict=True):
         row[0].imshow(Image.open(image).convert("RGB"))
         maps = [_opened(label), *(label_map_of(folder, image) for folder in folders.values())]
         for place, found in zip(row[1:], maps, strict=True):

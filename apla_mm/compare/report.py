@@ -262,7 +262,7 @@ def _predictions(comparison: Comparison, rows: Sequence[Row], most: int = 4) -> 
                     images = list(zip(areas["images"].tolist(), areas["labels"].tolist(), strict=True))
                     classes = areas["union"].shape[1]
     chosen = [pair for pair in images[:: max(1, len(images) // most)] if Path(pair[0]).exists()][:most]
-    return [predictions_figure(*zip(*chosen, strict=True), folders, classes)] if chosen else []
+    return [predictions_figure(chosen, folders, classes)] if chosen else []
 
 
 def _image(figure: Any) -> str:

@@ -26,6 +26,6 @@ def test_figure_has_a_row_for_each_image_and_a_column_for_each_method(tmp_path: 
         Image.new("L", (6, 4), 3).save(tmp_path / method / "s0.png")
     Image.new("RGB", (6, 4)).save(tmp_path / "s0.jpg")
     folders, truth = {m: tmp_path / m for m in ("full", "head")}, str(tmp_path / "full/s0.png")
-    figure = predictions_figure([str(tmp_path / "s0.jpg")], [truth], folders, 5)
+    figure = predictions_figure([(str(tmp_path / "s0.jpg"), truth)], folders, 5)
     assert [axes.get_title() for axes in figure.axes] == ["image", "label map", "full", "head"]
     assert all(axes.get_images() for axes in figure.axes)
