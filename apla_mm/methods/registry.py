@@ -16,7 +16,7 @@ from .tuning_method import TuningMethod
 METHODS: dict[str, type[TuningMethod]] = dict(
     full=Full, head=Head, norm=Norm, bitfit=BitFit, lora=LoRA, wo=WO, apla=APLA
 )
-_WORDS = {"true": True, "false": False, "none": None}
+_WORDS = {"True": True, "true": True, "False": False, "false": False, "None": None}  # none is text: blocks=none
 
 
 def register_method(name: str, method: type[TuningMethod]) -> None:
@@ -125,8 +125,8 @@ def _value(text: str) -> Any:
     bare = text.strip()
     if bare[:1] in ("[", "(") and bare[-1:] in ("]", ")"):
         return [_value(part) for part in _split(bare[1:-1])]
-    if bare.lower() in _WORDS:
-        return _WORDS[bare.lower()]
+    if bare in _WORDS:
+        return _WORDS[bare]
     try:
         found = ast.literal_eval(bare)
     except (ValueError, SyntaxError):
