@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..method import PartialLinear
-from ..methods.lora_linear import LoRALinear
 from ..method.names import projection_of, tensors_of
+from ..methods.lora_linear import LoRALinear
 from ..text import listed, quoted
 from .delta import Delta
 from .digests import base_digests
