@@ -111,7 +111,7 @@ class TuningHook(KeptTrainingHook):
         if not resumes(runner) or not is_training(runner):
             return
         then, now = (checkpoint.get("meta") or {}).get(METHOD_KEY), as_json(self.given)
-        if then != now:
+        if _but_recompute(then) != _but_recompute(now):
             raise ValueError(
                 f"the checkpoint that is resumed was trained by {then or 'no TuningHook'}, and method is {now}: the "
                 "optimizer's state belongs to what trained then. To begin from its weights, leave out --resume and set "
@@ -135,6 +135,11 @@ class TuningHook(KeptTrainingHook):
         checkpoint["meta"][METHOD_KEY] = as_json(self.given)
         if "optimizer" in checkpoint and (found := unmerged_of(runner)):
             checkpoint[_UNMERGED] = found
+
+
+def _but_recompute(given: Any) -> Any:
+    """A method without what changes no result."""
+    return {key: value for key, value in given.items() if key != "recompute"} if isinstance(given, dict) else given
 
 
 def _check_not_adapted(model: nn.Module) -> None:

@@ -149,6 +149,9 @@ def test_a_resumed_run_of_another_method_is_refused(make_runner: Callable[..., R
         runner = make_runner(model(), custom_hooks=[dict(type="TuningHook", method=method)], **settings)
         with pytest.raises(ValueError, match="was trained by .*'lora', 'r': 2.* and method is"):
             runner.train()
+    hooks = [dict(type="TuningHook", method=dict(LORA, recompute="block"))]  # which changes no result
+    make_runner(model(), custom_hooks=hooks, **settings).train()
+    assert saved(tmp_path, 4)["meta"]["iter"] == 4
 
 
 def test_its_weights_can_be_begun_from_by_any_method(make_runner: Callable[..., Runner], tmp_path: Path) -> None:
