@@ -40,8 +40,8 @@ def read_method(given: Any) -> dict[str, Any]:
     """What a config or a command line says of a method, as ``dict(type='lora', r=8)``.
 
     Args:
-        given: Such a dict; or text, ``'head'``, ``'lora:r=8,layers=[qkv,proj]'``, ``'package.module.Class:arg=1'``; or
-            such text cut at its commas.
+        given: Such a dict, with a name or a class; or text, ``'head'``, ``'lora:r=8,layers=[qkv,proj]'``,
+            ``'package.module.Class:arg=1'``; or such text cut at its commas.
 
     Returns:
         A new dict with ``type``.
@@ -49,8 +49,8 @@ def read_method(given: Any) -> dict[str, Any]:
     Raises:
         ValueError: It is none of these. Whether there is such a method is not looked at.
     """
-    if isinstance(given, Mapping) and isinstance(given.get("type"), str):
-        return dict(given)
+    if isinstance(given, Mapping) and isinstance(kind := given.get("type"), str | type):
+        return {**given, "type": kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"}
     if isinstance(given, list | tuple) and all(isinstance(part, str) for part in given):
         given = ",".join(given)
     if not isinstance(given, str) or not given.strip():

@@ -38,6 +38,7 @@ READ = [
     ("apla:r=1,blocks=[0,2]", dict(type="apla", r=1, blocks=[0, 2])),
     ("a.b.C:x='1'", dict(type="a.b.C", x="1")),
     (dict(type="lora", r=8), dict(type="lora", r=8)),
+    (dict(type=LoRA, r=8), dict(type="apla_mm.methods.lora.LoRA", r=8)),
 ]
 
 

@@ -277,6 +277,7 @@ REFUSED = [
     (dict(method="lora:layers=fc9"), {}, "target 'backbone': lora: .*no linear layer is called 'fc9'"),
     (dict(method="head", target="neck"), {}, "the model has no part 'neck'"),
     (dict(method=LORA), dict(custom_hooks=[dict(EMA, begin_iter=1)]), "LoRA adds parameters, .*leave begin_iter"),
+    (dict(method="head"), dict(custom_hooks=[dict(type="TuningHook", method="full")]), "a run has one TuningHook"),
     (dict(method="bitfit"), dict(cfg=dict(activation_checkpointing=["backbone"])), "recompute='block'.* saves memory"),
     (dict(method="bitfit"), dict(cfg=dict(method="bitfit")), "method='bitfit' in the config is read by this package's"),
 ]
@@ -351,4 +352,13 @@ def test_nothing_is_done_to_a_model_that_is_tested(make_runner: Callable[..., Ru
     runner = make_runner(net, custom_hooks=[dict(type="TuningHook", method=LORA)])
     assert not isinstance(runner.optim_wrapper, OptimWrapper)
     runner.call_hook("before_run")
+    assert not any(isinstance(module, LoRALinear) for module in net.modules())
+
+
+def test_an_optimizer_that_does_not_hold_the_backbone_is_refused(make_runner: Callable[..., Runner]) -> None:
+    net = model()
+    wrapper = OptimWrapper(torch.optim.SGD(net.head.parameters(), lr=0.1))
+    runner = make_runner(net, custom_hooks=[dict(type="TuningHook", method=LORA)], optim_wrapper=wrapper)
+    with pytest.raises(ValueError, match="the optimizer holds nothing beside which 'backbone.vit.blocks.0.attn.qkv"):
+        runner.train()
     assert not any(isinstance(module, LoRALinear) for module in net.modules())
