@@ -25,7 +25,7 @@ What is reached into, and why:
 - ``DataLoader._iterator``: mmengine's loop starts an iterator, and its workers, that are not used.
 - the frame of mmengine's ``load_state_dict``: see :func:`model_being_loaded`.
 - ``nn.Module._parameters``, ``_buffers``, ``_modules``, ``_non_persistent_buffers_set``, ``_load_from_state_dict`` and
-  ``_save_to_state_dict``: what torch's own modules override and read, throughout ``method`` and ``delta``.
+  ``_save_to_state_dict``: what torch's own modules override and read, throughout ``method``, ``methods`` and ``delta``.
 - ``Tensor._make_wrapper_subclass``, ``torch._C._disabled_torch_function_impl``, ``Parameter``'s ``_is_param`` and
   ``torch._has_compatible_shallow_copy_type``: what torch's own tensor subclasses and ``nn.Module.to`` use, in
   ``method.held_weight``.

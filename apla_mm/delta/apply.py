@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..method import PartialLinear
 from ..method.held_weight import HeldWeight
 from ..method.partial_linear import TrainedChannels
+from ..methods.lora_linear import LoRALinear
 from ..text import listed
 from .delta import Delta
 from .digests import base_digests, tensor_digest
@@ -91,6 +92,8 @@ def _checked(
     tensors = below(_checked_prefix(prefix), named_tensors(model))
     _check_fits(tensors, delta, {*delta.rows, *delta.tensors})
     modules = {f"{name}.": module for name, module in model.named_modules(remove_duplicate=False)}
+    if any(isinstance(layer, LoRALinear) for layer in below(prefix, modules).values()):
+        raise DeltaError("the model trains by LoRA, and its weights are not what it computes with: merge it first")
     layers = [layer for layer in below(prefix, modules).values() if isinstance(layer, PartialLinear)]
     try:
         for layer in layers:

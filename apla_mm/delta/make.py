@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..method import PartialLinear
 from ..method.names import projection_of, tensors_of
+from ..methods.lora_linear import LoRALinear
 from ..text import listed, quoted
 from .delta import Delta
 from .digests import base_digests
@@ -181,6 +182,8 @@ def _row_names(channels: Iterable[str], state: Mapping[str, Tensor]) -> dict[str
 
 def _trained_tensors(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
+        if isinstance(module, LoRALinear):  # in a state dict what trains beside the weight is in it
+            yield module.weight
         parameters = list(module.parameters(recurse=False))
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         yield from trained

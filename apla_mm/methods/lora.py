@@ -46,6 +46,8 @@ class LoRA(Merged):
                 not fit them.
         """
         check_plain(backbone)
+        if self.alpha is not None and (isinstance(self.alpha, bool) or not 0 < self.alpha < float("inf")):
+            raise ValueError(f"lora: alpha={self.alpha!r} must be a number above 0")
         names = self._targets(backbone)
         set_recompute(backbone, self.recompute)  # the last that may refuse
         backbone.requires_grad_(False)

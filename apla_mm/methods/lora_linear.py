@@ -47,7 +47,8 @@ class LoRALinear(Changed, nn.Linear):
     ``weight`` (out, in) and ``bias`` (out,) stay where they are, frozen; a state dict has ``W + scale * B A`` as
     ``weight``. A weight that is loaded becomes W, and B becomes zero: the layer is then the one that was loaded.
 
-    A plain layer becomes one by :meth:`of`, in place.
+    A plain layer becomes one by :meth:`of`, in place. (peft's layers stand around the plain one, whose keys become
+    ``base_layer.weight``; each loader that walks modules, mmengine's among them, would need them renamed.)
     """
 
     lora: LowRank

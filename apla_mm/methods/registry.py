@@ -16,7 +16,7 @@ from .tuning_method import TuningMethod
 METHODS: dict[str, type[TuningMethod]] = dict(
     full=Full, head=Head, norm=Norm, bitfit=BitFit, lora=LoRA, wo=WO, apla=APLA
 )
-_WORDS = {"true": True, "false": False, "none": None}
+_WORDS = {"True": True, "true": True, "False": False, "false": False, "None": None}  # none is text: blocks=none
 
 
 def register_method(name: str, method: type[TuningMethod]) -> None:
@@ -40,8 +40,8 @@ def read_method(given: Any) -> dict[str, Any]:
     """What a config or a command line says of a method, as ``dict(type='lora', r=8)``.
 
     Args:
-        given: Such a dict; or text, ``'head'``, ``'lora:r=8,layers=[qkv,proj]'``, ``'package.module.Class:arg=1'``; or
-            such text cut at its commas.
+        given: Such a dict, with a name or a class; or text, ``'head'``, ``'lora:r=8,layers=[qkv,proj]'``,
+            ``'package.module.Class:arg=1'``; or such text cut at its commas.
 
     Returns:
         A new dict with ``type``.
@@ -49,8 +49,8 @@ def read_method(given: Any) -> dict[str, Any]:
     Raises:
         ValueError: It is none of these. Whether there is such a method is not looked at.
     """
-    if isinstance(given, Mapping) and isinstance(given.get("type"), str):
-        return dict(given)
+    if isinstance(given, Mapping) and isinstance(kind := given.get("type"), str | type):
+        return {**given, "type": kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"}
     if isinstance(given, list | tuple) and all(isinstance(part, str) for part in given):
         given = ",".join(given)
     if not isinstance(given, str) or not given.strip():
@@ -125,8 +125,8 @@ def _value(text: str) -> Any:
     bare = text.strip()
     if bare[:1] in ("[", "(") and bare[-1:] in ("]", ")"):
         return [_value(part) for part in _split(bare[1:-1])]
-    if bare.lower() in _WORDS:
-        return _WORDS[bare.lower()]
+    if bare in _WORDS:
+        return _WORDS[bare]
     try:
         found = ast.literal_eval(bare)
     except (ValueError, SyntaxError):

@@ -56,7 +56,7 @@ def set_method(cfg: Config, given: Any) -> None:
     if len(places) > 1:
         raise ValueError(
             f"method={given!r}: the config has {len(places)} hooks that say what trains "
-            f"({', '.join(hooks[i]['type'] for i in places)}): name the method in each of them instead"
+            f"({', '.join(hooks[i]['type'] for i in places)}): leave method out and set each of them"
         )
     place = places[0] if places else len(hooks)
     before = hooks[place] if places else {}

@@ -103,17 +103,17 @@ def hold_what_trains(optimizer: Optimizer, model: nn.Module) -> None:
         model: The model, not wrapped.
     """
     held = {p for group in optimizer.param_groups for p in group["params"]}
-    beside: dict[nn.Parameter, list[nn.Parameter]] = {}
+    new: dict[nn.Parameter, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter not in held and (place := _beside(model, name, held)) is not None:
-            beside.setdefault(place, []).append(parameter)
+        if parameter.requires_grad and parameter not in held and (place := beside_which(model, name, held)) is not None:
+            new.setdefault(place, []).append(parameter)
     for group in optimizer.param_groups:
         # a group that becomes empty stays: schedulers count groups
-        group["params"] = [q for p in group["params"] for q in (p, *beside.get(p, ())) if q.requires_grad]
+        group["params"] = [q for p in group["params"] for q in (p, *new.get(p, ())) if q.requires_grad]
 
 
-def _beside(model: nn.Module, name: str, held: Container[nn.Parameter]) -> nn.Parameter | None:
-    """The parameter of a plain model that an optimizer holds beside which a new one stands."""
+def beside_which(model: nn.Module, name: str, held: Container[nn.Parameter]) -> nn.Parameter | None:
+    """The parameter that an optimizer holds beside which a new one stands; see :func:`hold_what_trains`."""
     path, _, leaf = name.rpartition(".")
     while path:
         module = model.get_submodule(path)

@@ -11,7 +11,7 @@ from torch import nn
 from ..method.wrappers import unwrapped
 from ..methods import TuningMethod
 from ..text import quoted
-from .adapt_runner import find_target, hold_what_trains
+from .adapt_runner import beside_which, find_target, hold_what_trains
 from .frozen_parts import check_train_keeps, frozen_by_itself, modes_kept, requires_grad_of
 from .parameter_groups import optimizers_of
 
@@ -46,8 +46,9 @@ def prepare_runner(runner: Runner, method: TuningMethod, targets: Sequence[str])
             except ValueError as error:
                 raise ValueError(f"TuningHook, target '{target}': {error}") from error
         _check_rules(model, plain, frozen, type(method).__name__)
-        if any(id(parameter) not in own for parameter in model.parameters()):
+        if new := [name for name, parameter in model.named_parameters() if id(parameter) not in own]:
             _check_hooks(runner, type(method).__name__)
+            _check_optimizers(runner, model, new, type(method).__name__)
         check_train_keeps(model)
     except Exception:
         for part in parts:
@@ -96,3 +97,13 @@ def _check_hooks(runner: Runner, method: str) -> None:
                 f"{method} adds parameters, and until it begins EMAHook copies the plain model's alone: leave "
                 "begin_iter and begin_epoch of EMAHook out"
             )
+
+
+def _check_optimizers(runner: Runner, model: nn.Module, new: Sequence[str], method: str) -> None:
+    groups = [group for optimizer in optimizers_of(runner.optim_wrapper) for group in optimizer.param_groups]
+    held = {parameter for group in groups for parameter in group["params"]}
+    if lost := [name for name in new if beside_which(model, name, held) is None]:
+        raise ValueError(
+            f"{method}: the optimizer holds nothing beside which {quoted(lost, 3)} stand, and they would not train: "
+            "have it hold the target's parameters"
+        )

@@ -50,7 +50,7 @@ class TuningHook(KeptTrainingHook):
         **check: Arguments of :class:`TrainableCheckHook`: depth, prove, patience.
 
     Raises:
-        ValueError: There is no such method, or it takes no such argument; or the model was adapted by itself.
+        ValueError: There is no such method, or it takes no such argument.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class TuningHook(KeptTrainingHook):
         """Prepare the targets of a runner that is about to train.
 
         Raises:
-            ValueError: A target does not exist or cannot be trained so, or the runner is FlexibleRunner, or the config
-                asks for mmengine's activation checkpointing.
+            ValueError: A target does not exist, has adapted itself, or cannot be trained so; or the runner is
+                FlexibleRunner or has another TuningHook, or the config asks for mmengine's activation checkpointing.
             RuntimeError: Another process failed so, or trains other parameters.
         """
         add_weights_check(runner, self.priority)  # with this one's it is called next
@@ -84,6 +84,8 @@ class TuningHook(KeptTrainingHook):
                 "TuningHook is not for FlexibleRunner, which has wrapped the model, built the optimizer and loaded "
                 "weights before it calls hooks: use mmengine's Runner, on several GPUs too"
             )
+        if sum(isinstance(hook, TuningHook) for hook in runner.hooks) > 1:
+            raise ValueError("a run has one TuningHook, which may be for several parts: target=['backbone', 'neck']")
         check_method_was_read(runner)
         prepare_to_load(runner)
         if not is_training(runner):
@@ -111,7 +113,7 @@ class TuningHook(KeptTrainingHook):
         if not resumes(runner) or not is_training(runner):
             return
         then, now = (checkpoint.get("meta") or {}).get(METHOD_KEY), as_json(self.given)
-        if then != now:
+        if _but_recompute(then) != _but_recompute(now):
             raise ValueError(
                 f"the checkpoint that is resumed was trained by {then or 'no TuningHook'}, and method is {now}: the "
                 "optimizer's state belongs to what trained then. To begin from its weights, leave out --resume and set "
@@ -135,6 +137,11 @@ class TuningHook(KeptTrainingHook):
         checkpoint["meta"][METHOD_KEY] = as_json(self.given)
         if "optimizer" in checkpoint and (found := unmerged_of(runner)):
             checkpoint[_UNMERGED] = found
+
+
+def _but_recompute(given: Any) -> Any:
+    """A method without what changes no result."""
+    return {key: value for key, value in given.items() if key != "recompute"} if isinstance(given, dict) else given
 
 
 def _check_not_adapted(model: nn.Module) -> None:

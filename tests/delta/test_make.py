@@ -20,6 +20,7 @@ from apla_mm.delta import (
     load_delta,
     save_delta,
 )
+from apla_mm.methods import LoRA
 
 
 @pytest.mark.parametrize(
@@ -443,3 +444,19 @@ def test_another_base(make_pair):
     state = {n: t for n, t in trained.state_dict().items() if ".mlp." not in n}
     with pytest.raises(BaseMismatchError, match=r"8 are missing: 'backbone.blocks.0.mlp.fc1.bias', .*blocks.1"):
         apply_delta(state, delta)
+
+
+def test_of_a_model_that_trains_by_lora_it_holds_merged_weights(make_pair, train):
+    base, _ = make_pair()
+    trained = copy.deepcopy(base)
+    LoRA(r=2).prepare(trained.backbone)
+    train(trained)
+    delta = extract_delta(trained)
+    weights = {f"backbone.blocks.{i}.attn.qkv.weight" for i in range(2)}
+    assert weights <= delta.tensors.keys() and not weights & delta.header.base.keys()
+    wanted = clone(trained.state_dict())
+    with pytest.raises(DeltaError, match="trains by LoRA.*merge it first"):
+        apply_delta(trained, delta)
+    assert_same(trained.state_dict(), wanted)
+    apply_delta(base, delta)
+    assert_same(base.state_dict(), wanted)

@@ -3,7 +3,7 @@
 Of a timm ViT with a linear classifier: python tools/analysis_tools/benchmark.py vit_base_patch16_224 --img-size 512
 Of a whole segmentor or detector: python tools/analysis_tools/benchmark.py configs/seg/apla_vitb_ade.py
 What it would cost, counted in seconds and in no memory, of any size: add --count; what fits: --memory 12GiB
-Weights and data are random. Needs torch and timm alone for the former, and peft where LoRA is to be measured.
+Weights and data are random. Needs torch and timm alone for the former.
 The first method of a table is 1.000, full fine-tuning unless --only leaves it out.
 """
 
