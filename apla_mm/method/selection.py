@@ -71,7 +71,7 @@ class Selection:
         if channels is not None:
             raise ValueError(f"{chosen} chooses channels, and channels are listed: leave one of them out")
         if seed is not None:
-            raise ValueError(f"seed draws channels, and {chosen} chooses them by score: leave one of them out")
+            raise ValueError(f"seed={seed} draws channels, and {chosen} scores them: leave one out, as by seed=None")
         if blocks == "none":
             raise ValueError(f"blocks='none' adapts no projection, and nothing reads {chosen}")
         if r is None or r == "full" or (isinstance(r, float) and r == 1):

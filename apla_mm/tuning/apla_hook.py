@@ -67,10 +67,10 @@ class APLAHook(TrainableCheckHook):
         attentions: Further kinds of attention in the targets: ``{'package.module.Class': 'path.of.projection'}``.
         frozen_dtype: What frozen weights of the targets' linear layers and convolutions are held in: ``'bfloat16'`` for
             training under bfloat16 autocast, as of BFloat16OptimWrapper.
-        selection: What chooses the channels: ``'random'``, by the seed, which is the default; or, once weights are loaded and before
-            training, the ``r`` highest scores of :mod:`~..method.scores`: ``'magnitude'``, ``'gradient'`` or
-            ``'fisher'``; the last two read 8 batches, or ``dict(type='fisher', batches=32)``. A resumed run keeps
-            those of its checkpoint.
+        selection: What chooses the channels: ``'random'``, by the seed, which is the default; or, once weights are
+            loaded, the ``r`` highest scores by ``'magnitude'``, ``'gradient'`` or ``'fisher'``, see
+            :mod:`~..method.scores`. The last two read 8 batches, or as of ``dict(type='fisher', batches=32)``. A
+            resumed run keeps the channels of its checkpoint.
         train_norm: Train the norms of the targets too, but for those that the model has frozen itself, as of the next
             two.
         train_bias: Train all biases of the targets too.

@@ -1,0 +1,313 @@
+"""Channels that a run chooses by score: as listed ones to the bit, the same in all processes and after resume."""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.backbones import BACKBONES, build
+from helpers.backbones import make_runner as make_family_runner
+from helpers.comparisons import assert_same_checkpoint
+from helpers.data_sets import Noise
+from helpers.nets import TinyClassifier
+from helpers.optional import needs
+from helpers.processes import in_group
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import Tensor
+
+from apla_mm.loading.checkpoint_reader import read_checkpoint
+from apla_mm.method import select_channels
+from apla_mm.method.channels import channels_of
+from apla_mm.tuning.apla_hook import APLAHook
+from apla_mm.tuning.channel_selection import select_channels_of
+
+PREFIX = "backbone.vit."
+SELECTIONS = ["magnitude", dict(type="gradient", batches=2), dict(type="fisher", batches=3)]
+HOOK, BACKBONE = "hook", "backbone"
+RESUMABLE, MMENGINE = "ResumableTrainLoop", "IterBasedTrainLoop"
+
+
+class LaterWeights(TinyClassifier):
+    """Gets its weights when mmengine initialises them, which is after models are adapted; drops at random."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(norm=True, **settings)
+        for block in self.backbone.vit.blocks:
+            block.mlp.drop2.p = 0.2
+        self.calls = 0
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        generator = torch.Generator().manual_seed(11)
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2 + ("norm" in name))
+
+
+class Remembers(Noise):
+    """A data set with a memory, as of transforms that mix images."""
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        self.last = getattr(self, "last", torch.zeros(3, 32, 32))
+        sample = super().__getitem__(i)
+        sample["inputs"] = sample["inputs"] + 0.1 * self.last + 0.1 * torch.randn(3, 32, 32)
+        self.last = sample["inputs"]
+        return sample
+
+
+def make_runner(
+    folder: Path, apla: Mapping[str, Any], way: str = HOOK, loop: str = RESUMABLE, **settings: Any
+) -> Runner:
+    torch.manual_seed(0)
+    model = LaterWeights(**(dict(apla=dict(apla)) if way == BACKBONE else {}))
+    sampler: Any = DefaultSampler if loop == RESUMABLE else InfiniteSampler
+    defaults: dict[str, Any] = dict(
+        work_dir=str(folder),
+        train_dataloader=dict(
+            dataset=Remembers(), sampler=dict(type=sampler, shuffle=True), batch_size=2, num_workers=0,
+            collate_fn=dict(type="default_collate"),
+        ),
+        train_cfg=dict(type=loop, max_iters=3),
+        optim_wrapper=dict(optimizer=dict(type="AdamW", lr=1e-2, weight_decay=0.1)),
+        default_hooks=dict(
+            checkpoint=dict(type="AtomicCheckpointHook", interval=1, by_epoch=False),
+            resume_check=dict(type="ResumeCheckHook"),
+        ),
+        custom_hooks=[dict(type="APLAHook", **(apla if way == HOOK else {})), dict(type="EMAHook")],
+        randomness=dict(seed=0),
+        log_processor=dict(by_epoch=False),
+        default_scope="mmengine",
+        experiment_name=uuid.uuid4().hex,
+    )  # fmt: skip
+    return Runner(model=model, **{**defaults, **settings})
+
+
+def recorded(path: Path) -> dict[str, list[int]]:
+    return read_checkpoint(path)["meta"]["apla_channels"]
+
+
+class Recorder(Hook):
+    """Sees random numbers and what is left of gradients when training begins."""
+
+    def before_train(self, runner: Runner) -> None:
+        self.drawn = torch.get_rng_state()
+        self.gradients = [p.grad for p in runner.model.parameters() if p.grad is not None]
+        self.model = runner.model
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=str)
+@pytest.mark.parametrize(("way", "loop"), [(HOOK, RESUMABLE), (BACKBONE, RESUMABLE), (HOOK, MMENGINE)])
+def test_a_run_is_that_of_the_same_channels_in_a_file(selection: Any, way: str, loop: str, tmp_path: Path) -> None:
+    seen, expected = Recorder(), Recorder()
+    runner = make_runner(tmp_path / "scored", dict(r=5, selection=selection), way, loop)
+    runner.register_hook(seen)
+    runner.train()
+    lists = recorded(tmp_path / "scored/iter_3.pth")
+    assert lists == channels_of(runner.model) and len(lists) == 2
+    if way == BACKBONE:
+        report = runner.model.backbone.report
+        assert {PREFIX + p.name: list(p.channels) for p in report.projections} == lists
+
+    file = tmp_path / "channels.json"
+    prefix = PREFIX if way == BACKBONE else "backbone."
+    file.write_text(json.dumps({name.removeprefix(prefix): chosen for name, chosen in lists.items()}))
+    other = make_runner(tmp_path / "listed", dict(channels=str(file)), way, loop)
+    other.register_hook(expected)
+    other.train()
+    assert channels_of(other.model) == lists
+    assert_same_checkpoint(tmp_path / "scored/iter_3.pth", tmp_path / "listed/iter_3.pth")
+    assert torch.equal(seen.drawn, expected.drawn) and not seen.gradients
+
+
+def test_scores_are_of_the_weights_that_are_loaded_and_of_the_first_batches(tmp_path: Path) -> None:
+    plain = LaterWeights()
+    plain.init_weights()
+    runner = make_runner(tmp_path / "fisher", dict(r=5, selection=dict(type="fisher", batches=2), frozen_eval=False))
+    for block in runner.model.backbone.vit.blocks:
+        block.mlp.drop2.p = 0.0
+    batches: list[Any] = []
+    runner.register_hook(_Batches(batches))
+    runner.train()
+
+    def loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch["inputs"], batch["labels"]), batch["labels"])
+
+    for block in plain.backbone.vit.blocks:
+        block.mlp.drop2.p = 0.0
+    plain.head.load_state_dict(LaterHead.state)
+    assert recorded(tmp_path / "fisher/iter_1.pth") == select_channels(plain.train(), 5, "fisher", batches[:2], loss)
+
+    make_runner(tmp_path / "magnitude", dict(r=5, selection="magnitude")).train()
+    assert recorded(tmp_path / "magnitude/iter_1.pth") == select_channels(plain, 5, "magnitude")
+
+
+class LaterHead:
+    """The head's first weights."""
+
+    state: Mapping[str, Tensor]
+
+
+class _Batches(Hook):
+    """Keeps the batches, and the head's weights before the first."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if not self.batches:
+            LaterHead.state = {key: tensor.clone() for key, tensor in runner.model.head.state_dict().items()}
+        self.batches.append(data_batch)
+
+
+@pytest.mark.parametrize("way", [HOOK, BACKBONE])
+def test_a_resumed_run_keeps_its_channels_though_weights_have_moved(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apla = dict(r=5, selection=dict(type="fisher", batches=2))
+    make_runner(tmp_path / "whole", apla, way).train()
+    first = tmp_path / "whole/iter_1.pth"
+
+    def scored_again(*args: object) -> None:
+        raise AssertionError("channels are scored again")
+
+    monkeypatch.setattr("apla_mm.tuning.channel_selection._Scoring.__call__", scored_again)
+    resumed = make_runner(tmp_path / "resumed", apla, way, resume=True, load_from=str(first))
+    resumed.train()
+    assert recorded(tmp_path / "resumed/iter_3.pth") == recorded(first) == channels_of(resumed.model)
+    assert_same_checkpoint(tmp_path / "whole/iter_3.pth", tmp_path / "resumed/iter_3.pth")
+
+
+def test_weights_alone_of_such_a_checkpoint_are_scored_anew(tmp_path: Path) -> None:
+    make_runner(tmp_path / "first", dict(r=5, selection="magnitude")).train()
+    last = tmp_path / "first/iter_3.pth"
+    with torch.no_grad():
+        checkpoint = read_checkpoint(last)
+        checkpoint["state_dict"][f"{PREFIX}blocks.0.attn.proj.weight"][7:12] *= 100
+        torch.save(checkpoint, tmp_path / "moved.pth")
+    make_runner(tmp_path / "next", dict(r=5, selection="magnitude"), load_from=str(tmp_path / "moved.pth")).train()
+    assert recorded(tmp_path / "next/iter_1.pth")[f"{PREFIX}blocks.0.attn.proj"] == [7, 8, 9, 10, 11]
+    # nothing to resume yet: as a run that begins
+    make_runner(tmp_path / "empty", dict(r=5, selection="magnitude"), resume=True).train()
+    assert recorded(tmp_path / "empty/iter_1.pth") == recorded(tmp_path / "first/iter_1.pth")
+
+
+def test_checkpoints_say_what_was_asked_for_and_random_ones_are_as_ever(tmp_path: Path) -> None:
+    make_runner(tmp_path / "fisher", dict(r=5, selection="fisher")).train()
+    meta = read_checkpoint(tmp_path / "fisher/iter_1.pth")["meta"]
+    assert meta["apla"]["selection"] == dict(type="fisher", batches=8) and "seed" not in meta["apla"]
+    make_runner(tmp_path / "random", dict(r=5)).train()
+    meta = read_checkpoint(tmp_path / "random/iter_1.pth")["meta"]
+    assert "apla_channels" not in meta and "selection" not in meta["apla"] and meta["apla"]["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        (dict(r=5), dict(r=5, selection="magnitude"), r"does not record the channels of 'backbone.vit.blocks.0"),
+        (dict(r=5, selection="magnitude"), dict(r=4, selection="magnitude"), "5 channels are listed for .* 4 train"),
+        (dict(r=5, selection="magnitude"), dict(r=5, selection="fisher"), "custom_hooks.APLAHook.selection"),
+        (dict(r=5, selection="magnitude"), dict(r=5), "custom_hooks.APLAHook.selection"),
+    ],
+)
+def test_another_selection_is_not_resumed(then: Any, now: Any, told: str, tmp_path: Path) -> None:
+    make_runner(tmp_path / "then", then).train()
+    checkpoint = str(tmp_path / "then/iter_1.pth")
+    with pytest.raises(ValueError, match=told):
+        make_runner(tmp_path / "now", now, resume=True, load_from=checkpoint).train()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (dict(selection="fisher"), "selection given, and none of r, channels, blocks"),
+        (dict(r="full", selection="fisher"), "r='full' is given, which trains all"),
+        (dict(r=4, seed=0, selection="fisher"), "seed=0 draws channels, and selection='fisher' scores them"),
+        (dict(channels="a.json", selection="fisher"), "selection chooses channels, and channels are listed"),
+        (dict(channels="a.json", selection="random"), "selection chooses channels, and channels are listed"),
+        (dict(blocks="none", selection="fisher"), "nothing reads selection"),
+        (dict(blocks=1, selection="fisher"), "no r is given"),
+        (dict(r=4, selection="best"), "must be one of 'random', 'magnitude'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_errors(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"APLAHook: .*{told}"):
+        APLAHook(**options)
+
+
+def test_a_run_that_cannot_be_scored_is_refused_before_its_model_changes(tmp_path: Path) -> None:
+    loader = torch.utils.data.DataLoader(Noise(), batch_size=2)
+    runner = make_runner(tmp_path, dict(r=5, selection="fisher"), train_dataloader=loader)
+    with pytest.raises(ValueError, match="selection='fisher' reads train_dataloader by a sampler of its own"):
+        runner.train()
+    assert not channels_of(runner.model)
+
+
+def test_without_the_hook_a_backbone_that_awaits_its_channels_does_not_train(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, dict(r=5, selection="magnitude"), BACKBONE, custom_hooks=[])
+    with pytest.raises(RuntimeError, match=r"add custom_hooks=\[dict\(type='APLAHook'\)\]"):
+        runner.train()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", BACKBONES)
+def test_every_family_is_scored(family: str, tmp_path: Path) -> None:
+    scope, backbone, count = BACKBONES[family]
+    needs(scope)
+    model = build(scope, backbone)
+    runner = make_family_runner(model, tmp_path, dict(r=3, selection=dict(type="fisher", batches=2)))
+    runner.train()
+    lists = recorded(tmp_path / "iter_3.pth")
+    assert lists == channels_of(model) and len(lists) == count
+    assert all(len(chosen) == 3 for chosen in lists.values())
+
+
+def _train_in_a_group(rank: int, folder: str) -> dict[str, Any]:
+    scored = Path(folder, "scored")
+    settings: Any = dict(launcher="pytorch")
+    runner = make_runner(scored, dict(r=5, selection=dict(type="gradient", batches=2)), **settings)
+    runner.train()
+    lists = channels_of(runner.model.module)
+    own = {name.removeprefix("backbone."): chosen for name, chosen in lists.items()}
+    listed = make_runner(Path(folder, "listed"), dict(channels=own), **settings)
+    listed.train()
+    return dict(lists=lists, state=runner.model.module.state_dict(), expected=listed.model.module.state_dict())
+
+
+@pytest.mark.slow
+def test_two_processes_choose_and_train_the_same(tmp_path: Path) -> None:
+    one, other = in_group(_train_in_a_group, tmp_path, str(tmp_path))
+    assert one["lists"] == other["lists"] == recorded(tmp_path / "scored/iter_3.pth")
+    assert_same_checkpoint(tmp_path / "scored/iter_3.pth", tmp_path / "listed/iter_3.pth")
+    trained = [key for key in one["state"] if "running" not in key]
+    assert all(torch.equal(one["state"][key], other["state"][key]) for key in trained)
+
+
+def _fail_in_a_group(rank: int, folder: str) -> str:
+    runner = make_runner(Path(folder, "work"), dict(r=5, selection="fisher"), launcher="pytorch")
+    if os.environ["RANK"] == "1":
+        runner.model.module.forward = lambda *args, **kwargs: 1 / 0
+    try:
+        runner.train()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_stops_all(tmp_path: Path) -> None:
+    one, other = in_group(_fail_in_a_group, tmp_path, str(tmp_path))
+    assert one.startswith("RuntimeError: rank 1 failed: ZeroDivisionError") and other.startswith("ZeroDivisionError")
+
+
+def test_scoring_keeps_to_the_model_of_the_runner(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, dict(r=5, selection=dict(type="fisher", batches=2)))
+    runner.train()
+    select_channels_of(runner, set())  # nothing is awaited any more
+    assert isinstance(runner.model, BaseModel)
