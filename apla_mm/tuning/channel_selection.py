@@ -17,6 +17,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..internals import train_dataloader_config
 from ..loading.delta_meta import CHANNELS_KEY
 from ..method import PartialLinear, Report
 from ..method.late_channels import awaiting, choose_channels
@@ -49,7 +50,7 @@ def check_can_select(runner: Any, selections: Iterable[Selection]) -> None:
             continue
         if not isinstance(runner.optim_wrapper, OptimWrapper):
             raise ValueError(f"{by} goes by one loss, and the run has several optimizers: {instead}")
-        if not isinstance((runner.cfg.get("train_dataloader") or {}).get("sampler"), dict):
+        if not isinstance((train_dataloader_config(runner) or {}).get("sampler"), dict):
             raise ValueError(
                 f"{by} reads train_dataloader by a sampler of its own, and no config tells this one's: set "
                 f"train_dataloader=dict(sampler=dict(type=...), ...), or {instead}"
@@ -167,7 +168,7 @@ class _BackwardOnly:
 
 def _training_batches(runner: Runner, seed: int) -> Iterable[Any]:
     loop: Any = runner.train_loop
-    sampler = batch_sampler_anew(loop.dataloader, runner.cfg.get("train_dataloader"), seed)
+    sampler = batch_sampler_anew(loop.dataloader, train_dataloader_config(runner), seed)
     assert sampler is not None  # checked before the run
     skip = getattr(loop, "skip_unreadable", False)
     return TrainingBatches(loop.dataloader, sampler, seed, start=0, skip_unreadable=skip, apart=True)

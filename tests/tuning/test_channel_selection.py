@@ -1,5 +1,6 @@
 """Channels that a run chooses by score: as listed ones to the bit, the same in all processes and after resume."""
 
+import copy
 import json
 import os
 import uuid
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers.backbones import BACKBONES, build
 from helpers.backbones import make_runner as make_family_runner
 from helpers.comparisons import assert_same_checkpoint
@@ -17,22 +17,25 @@ from helpers.data_sets import Noise
 from helpers.nets import TinyClassifier
 from helpers.optional import needs
 from helpers.processes import in_group
+from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
-from apla_mm.method import select_channels
+from apla_mm.method import merge, select_channels
 from apla_mm.method.channels import channels_of
+from apla_mm.method.selection import Selection
 from apla_mm.tuning.apla_hook import APLAHook
-from apla_mm.tuning.channel_selection import select_channels_of
 
 PREFIX = "backbone.vit."
 SELECTIONS = ["magnitude", dict(type="gradient", batches=2), dict(type="fisher", batches=3)]
 HOOK, BACKBONE = "hook", "backbone"
 RESUMABLE, MMENGINE = "ResumableTrainLoop", "IterBasedTrainLoop"
+
+
+PARTS = ("state_dict", "ema_state_dict", "optimizer")
 
 
 class LaterWeights(TinyClassifier):
@@ -42,7 +45,6 @@ class LaterWeights(TinyClassifier):
         super().__init__(norm=True, **settings)
         for block in self.backbone.vit.blocks:
             block.mlp.drop2.p = 0.2
-        self.calls = 0
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -63,7 +65,12 @@ class Remembers(Noise):
 
 
 def make_runner(
-    folder: Path, apla: Mapping[str, Any], way: str = HOOK, loop: str = RESUMABLE, **settings: Any
+    folder: Path,
+    apla: Mapping[str, Any],
+    way: str = HOOK,
+    loop: str = RESUMABLE,
+    dataset: type[Noise] = Noise,
+    **settings: Any,
 ) -> Runner:
     torch.manual_seed(0)
     model = LaterWeights(**(dict(apla=dict(apla)) if way == BACKBONE else {}))
@@ -71,7 +78,7 @@ def make_runner(
     defaults: dict[str, Any] = dict(
         work_dir=str(folder),
         train_dataloader=dict(
-            dataset=Remembers(), sampler=dict(type=sampler, shuffle=True), batch_size=2, num_workers=0,
+            dataset=dataset(), sampler=dict(type=sampler, shuffle=True), batch_size=2, num_workers=0,
             collate_fn=dict(type="default_collate"),
         ),
         train_cfg=dict(type=loop, max_iters=3),
@@ -86,7 +93,11 @@ def make_runner(
         default_scope="mmengine",
         experiment_name=uuid.uuid4().hex,
     )  # fmt: skip
-    return Runner(model=model, **{**defaults, **settings})
+    settings = {**defaults, **settings}
+    # what is read of a config: by what a resumed run is compared, and how several processes train on CPUs
+    wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    cfg = Config(dict(custom_hooks=settings["custom_hooks"], model_wrapper_cfg=wrapper))
+    return Runner(model=model, cfg=cfg, **settings)
 
 
 def recorded(path: Path) -> dict[str, list[int]]:
@@ -99,14 +110,13 @@ class Recorder(Hook):
     def before_train(self, runner: Runner) -> None:
         self.drawn = torch.get_rng_state()
         self.gradients = [p.grad for p in runner.model.parameters() if p.grad is not None]
-        self.model = runner.model
 
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=str)
 @pytest.mark.parametrize(("way", "loop"), [(HOOK, RESUMABLE), (BACKBONE, RESUMABLE), (HOOK, MMENGINE)])
 def test_a_run_is_that_of_the_same_channels_in_a_file(selection: Any, way: str, loop: str, tmp_path: Path) -> None:
     seen, expected = Recorder(), Recorder()
-    runner = make_runner(tmp_path / "scored", dict(r=5, selection=selection), way, loop)
+    runner = make_runner(tmp_path / "scored", dict(r=5, selection=selection), way, loop, Remembers)
     runner.register_hook(seen)
     runner.train()
     lists = recorded(tmp_path / "scored/iter_3.pth")
@@ -118,52 +128,38 @@ def test_a_run_is_that_of_the_same_channels_in_a_file(selection: Any, way: str, 
     file = tmp_path / "channels.json"
     prefix = PREFIX if way == BACKBONE else "backbone."
     file.write_text(json.dumps({name.removeprefix(prefix): chosen for name, chosen in lists.items()}))
-    other = make_runner(tmp_path / "listed", dict(channels=str(file)), way, loop)
+    other = make_runner(tmp_path / "listed", dict(channels=str(file)), way, loop, Remembers)
     other.register_hook(expected)
     other.train()
     assert channels_of(other.model) == lists
-    assert_same_checkpoint(tmp_path / "scored/iter_3.pth", tmp_path / "listed/iter_3.pth")
+    assert_same_checkpoint(tmp_path / "scored/iter_3.pth", tmp_path / "listed/iter_3.pth", PARTS)
     assert torch.equal(seen.drawn, expected.drawn) and not seen.gradients
 
 
-def test_scores_are_of_the_weights_that_are_loaded_and_of_the_first_batches(tmp_path: Path) -> None:
-    plain = LaterWeights()
-    plain.init_weights()
-    runner = make_runner(tmp_path / "fisher", dict(r=5, selection=dict(type="fisher", batches=2), frozen_eval=False))
+class Begins(Hook):
+    """Keeps a copy of the model, plain, when training begins, and the batches."""
+
+    def before_train(self, runner: Runner) -> None:
+        self.model, self.batches = merge(copy.deepcopy(runner.model)), []
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self.batches.append(data_batch)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=str)
+def test_scores_are_of_the_loaded_weights_and_the_first_batches(selection: Any, tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, dict(r=5, selection=selection, frozen_eval=False))
     for block in runner.model.backbone.vit.blocks:
-        block.mlp.drop2.p = 0.0
-    batches: list[Any] = []
-    runner.register_hook(_Batches(batches))
+        block.mlp.drop2.p = 0.0  # what is drawn is not that of training
+    runner.register_hook(begins := Begins())
     runner.train()
 
     def loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        return F.cross_entropy(model(batch["inputs"], batch["labels"]), batch["labels"])
+        return model(**batch, mode="loss")["loss"]
 
-    for block in plain.backbone.vit.blocks:
-        block.mlp.drop2.p = 0.0
-    plain.head.load_state_dict(LaterHead.state)
-    assert recorded(tmp_path / "fisher/iter_1.pth") == select_channels(plain.train(), 5, "fisher", batches[:2], loss)
-
-    make_runner(tmp_path / "magnitude", dict(r=5, selection="magnitude")).train()
-    assert recorded(tmp_path / "magnitude/iter_1.pth") == select_channels(plain, 5, "magnitude")
-
-
-class LaterHead:
-    """The head's first weights."""
-
-    state: Mapping[str, Tensor]
-
-
-class _Batches(Hook):
-    """Keeps the batches, and the head's weights before the first."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
-
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        if not self.batches:
-            LaterHead.state = {key: tensor.clone() for key, tensor in runner.model.head.state_dict().items()}
-        self.batches.append(data_batch)
+    how = Selection.of(selection)
+    arguments: Any = (begins.batches[: how.batches], loss) if how.reads_data else ()
+    assert recorded(tmp_path / "iter_1.pth") == select_channels(begins.model.train(), 5, how.type, *arguments)
 
 
 @pytest.mark.parametrize("way", [HOOK, BACKBONE])
@@ -181,7 +177,7 @@ def test_a_resumed_run_keeps_its_channels_though_weights_have_moved(
     resumed = make_runner(tmp_path / "resumed", apla, way, resume=True, load_from=str(first))
     resumed.train()
     assert recorded(tmp_path / "resumed/iter_3.pth") == recorded(first) == channels_of(resumed.model)
-    assert_same_checkpoint(tmp_path / "whole/iter_3.pth", tmp_path / "resumed/iter_3.pth")
+    assert_same_checkpoint(tmp_path / "whole/iter_3.pth", tmp_path / "resumed/iter_3.pth", PARTS)
 
 
 def test_weights_alone_of_such_a_checkpoint_are_scored_anew(tmp_path: Path) -> None:
@@ -284,7 +280,7 @@ def _train_in_a_group(rank: int, folder: str) -> dict[str, Any]:
 def test_two_processes_choose_and_train_the_same(tmp_path: Path) -> None:
     one, other = in_group(_train_in_a_group, tmp_path, str(tmp_path))
     assert one["lists"] == other["lists"] == recorded(tmp_path / "scored/iter_3.pth")
-    assert_same_checkpoint(tmp_path / "scored/iter_3.pth", tmp_path / "listed/iter_3.pth")
+    assert_same_checkpoint(tmp_path / "scored/iter_3.pth", tmp_path / "listed/iter_3.pth", PARTS)
     trained = [key for key in one["state"] if "running" not in key]
     assert all(torch.equal(one["state"][key], other["state"][key]) for key in trained)
 
@@ -304,10 +300,3 @@ def _fail_in_a_group(rank: int, folder: str) -> str:
 def test_a_process_that_fails_stops_all(tmp_path: Path) -> None:
     one, other = in_group(_fail_in_a_group, tmp_path, str(tmp_path))
     assert one.startswith("RuntimeError: rank 1 failed: ZeroDivisionError") and other.startswith("ZeroDivisionError")
-
-
-def test_scoring_keeps_to_the_model_of_the_runner(tmp_path: Path) -> None:
-    runner = make_runner(tmp_path, dict(r=5, selection=dict(type="fisher", batches=2)))
-    runner.train()
-    select_channels_of(runner, set())  # nothing is awaited any more
-    assert isinstance(runner.model, BaseModel)
