@@ -23,6 +23,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from apla_mm.delta import load_delta
+from apla_mm.loading.base_from_config import delta_path
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.method import merge, select_channels
 from apla_mm.method.channels import channels_of
@@ -300,3 +302,25 @@ def _fail_in_a_group(rank: int, folder: str) -> str:
 def test_a_process_that_fails_stops_all(tmp_path: Path) -> None:
     one, other = in_group(_fail_in_a_group, tmp_path, str(tmp_path))
     assert one.startswith("RuntimeError: rank 1 failed: ZeroDivisionError") and other.startswith("ZeroDivisionError")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["segmentation", "detection"])
+def test_whole_configs_with_autocast_and_deltas(
+    kind: str, segmentation_config: Config, detection_config: Config, tmp_path: Path
+) -> None:
+    cfg = dict(segmentation=segmentation_config, detection=detection_config)[kind]
+    selection = dict(type="fisher", batches=2)
+    cfg.model.backbone.apla = dict(r=4, selection=selection, recompute="mlp", frozen_dtype="bfloat16")
+    cfg.optim_wrapper.type = "BFloat16OptimWrapper"
+    if kind == "detection":
+        cfg.optim_wrapper.parts = ["backbone", "neck"]
+    cfg.custom_hooks = [*cfg.custom_hooks, dict(type="DeltaHook")]
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    (path,) = Path(cfg.work_dir).glob("*.pth")
+    lists = recorded(path)
+    assert lists == channels_of(runner.model) and {len(chosen) for chosen in lists.values()} == {4}
+    delta = load_delta(delta_path(path))
+    assert {name: chosen.tolist() for name, chosen in delta.channels.items()} == lists
+    assert delta.header.selection["selection"] == selection and delta.header.seed is None
