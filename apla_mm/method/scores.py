@@ -51,8 +51,17 @@ def scoring_copy(model: nn.Module) -> nn.Module:
 
     Returns:
         A copy in which projections are plain linear layers, as of a model that is adapted with ``r='full'``.
+
+    Raises:
+        ValueError: The model cannot be copied.
     """
-    copy = deepcopy(model)
+    try:
+        copy = deepcopy(model)
+    except Exception as error:  # of whatever a module holds
+        raise ValueError(
+            f"scores by gradients are computed by a copy of the model, which cannot be made ({type(error).__name__}: "
+            f"{error}): use selection='magnitude', or give channels=..."
+        ) from error
     release_frozen(copy)
     for module in list(copy.modules()):
         change_back(module, PartialLinear)

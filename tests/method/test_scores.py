@@ -150,5 +150,12 @@ def test_no_batch_no_gradient_and_no_number_are_errors() -> None:
         select_channels(model, 4, "magnitude")
 
 
+def test_a_model_that_cannot_be_copied_is_an_error() -> None:
+    model = tiny_vit()
+    model.frames = (i for i in range(3))
+    with pytest.raises(ValueError, match=r"a copy of the model, which cannot be made \(TypeError.*channels=\.\.\."):
+        select_channels(model, 4, "fisher", batches(), loss)
+
+
 def first_block(model: Any, images: Tensor) -> Tensor:
     return model.blocks[0](model.patch_embed(images)).square().mean()

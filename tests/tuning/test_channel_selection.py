@@ -72,6 +72,7 @@ def make_runner(
     way: str = HOOK,
     loop: str = RESUMABLE,
     dataset: type[Noise] = Noise,
+    workers: int = 0,
     **settings: Any,
 ) -> Runner:
     torch.manual_seed(0)
@@ -80,7 +81,7 @@ def make_runner(
     defaults: dict[str, Any] = dict(
         work_dir=str(folder),
         train_dataloader=dict(
-            dataset=dataset(), sampler=dict(type=sampler, shuffle=True), batch_size=2, num_workers=0,
+            dataset=dataset(), sampler=dict(type=sampler, shuffle=True), batch_size=2, num_workers=workers,
             collate_fn=dict(type="default_collate"),
         ),
         train_cfg=dict(type=loop, max_iters=3),
@@ -116,9 +117,12 @@ class Recorder(Hook):
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=str)
 @pytest.mark.parametrize(("way", "loop"), [(HOOK, RESUMABLE), (BACKBONE, RESUMABLE), (HOOK, MMENGINE)])
-def test_a_run_is_that_of_the_same_channels_in_a_file(selection: Any, way: str, loop: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_is_that_of_the_same_channels_in_a_file(
+    selection: Any, way: str, loop: str, workers: int, tmp_path: Path
+) -> None:
     seen, expected = Recorder(), Recorder()
-    runner = make_runner(tmp_path / "scored", dict(r=5, selection=selection), way, loop, Remembers)
+    runner = make_runner(tmp_path / "scored", dict(r=5, selection=selection), way, loop, Remembers, workers)
     runner.register_hook(seen)
     runner.train()
     lists = recorded(tmp_path / "scored/iter_3.pth")
@@ -130,7 +134,7 @@ def test_a_run_is_that_of_the_same_channels_in_a_file(selection: Any, way: str, 
     file = tmp_path / "channels.json"
     prefix = PREFIX if way == BACKBONE else "backbone."
     file.write_text(json.dumps({name.removeprefix(prefix): chosen for name, chosen in lists.items()}))
-    other = make_runner(tmp_path / "listed", dict(channels=str(file)), way, loop, Remembers)
+    other = make_runner(tmp_path / "listed", dict(channels=str(file)), way, loop, Remembers, workers)
     other.register_hook(expected)
     other.train()
     assert channels_of(other.model) == lists
@@ -315,6 +319,7 @@ def test_whole_configs_with_autocast_and_deltas(
     cfg.optim_wrapper.type = "BFloat16OptimWrapper"
     if kind == "detection":
         cfg.optim_wrapper.parts = ["backbone", "neck"]
+    cfg.default_hooks.checkpoint = dict(type="AtomicCheckpointHook", by_epoch=False, interval=1)
     cfg.custom_hooks = [*cfg.custom_hooks, dict(type="DeltaHook")]
     runner = Runner.from_cfg(cfg)
     runner.train()
