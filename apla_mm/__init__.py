@@ -6,11 +6,11 @@ Where mmengine is installed, the package's parts are registered with it as soon 
 import sys
 from importlib.util import find_spec
 
-from .method import PartialLinear, Report, adapt, merge, register_attention
+from .method import PartialLinear, Report, adapt, merge, register_attention, select_channels
 
 __version__ = "0.1.0"
 
-__all__ = ["PartialLinear", "Report", "adapt", "merge", "register_attention"]
+__all__ = ["PartialLinear", "Report", "adapt", "merge", "register_attention", "select_channels"]
 if find_spec("safetensors") is not None:
     from .tasks import TaskSwitch, task
 

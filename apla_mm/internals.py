@@ -14,6 +14,8 @@ What is reached into, and why:
 - ``Runner._resume``, ``Runner._load_from``: what a run begins with, before it does. There is no public name.
   CheckpointReaderHook puts the scheme of this package's loader before a path there.
 - ``CheckpointLoader._get_checkpoint_loader``: whether mmengine takes a name for a local file's.
+- ``Runner._train_dataloader``: how the training data's sampler is built, for one of the same order. A Runner need not
+  have been made from a whole config.
 - ``Runner._randomness_cfg``: whether ranks draw different seeds, which decides about a rank's random numbers.
 - ``OptimWrapper._accumulative_counts``: between steps of the optimizer nothing may be saved or stopped.
 - ``EMAHook._swap_ema_parameters``: a run that is stopped in a validation has the EMA in its model's place.
@@ -82,6 +84,12 @@ def is_local_file(path: str) -> bool:
 
     loader = CheckpointLoader._get_checkpoint_loader(path)
     return loader is load_from_local or loader.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def train_dataloader_config(runner: Any) -> Mapping[str, Any] | None:
+    """The config of a runner's training data; None if it was given a DataLoader."""
+    config = getattr(runner, "_train_dataloader", None)
+    return config if isinstance(config, Mapping) else None
 
 
 def ranks_differ(runner: Any) -> bool:

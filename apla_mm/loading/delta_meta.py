@@ -15,10 +15,11 @@ from ..text import listed
 
 BASE_KEY = "apla_mm_base"  #: of the base file's name in a checkpoint's ``meta``
 APLA_KEY = "apla"  #: of what a run was asked for of APLA in a checkpoint's ``meta``
+CHANNELS_KEY = "apla_channels"  #: of the channels there, by projection, of a run that has chosen them by score
 _META, _VERSIONS = "meta", "module_versions"  # keys in ``header.extra``
 _LONGEST_META = 2**20  # characters; longer ones take Python's parser seconds
-# the header's own, which mmengine would run as Python; of resuming
-_LEFT_OUT = ("cfg", "config", "apla_mm", APLA_KEY, BASE_KEY)
+# the header's own, which mmengine would run as Python; of resuming; what a delta has as tensors
+_LEFT_OUT = ("cfg", "config", "apla_mm", APLA_KEY, BASE_KEY, CHANNELS_KEY)
 
 
 def extra_of(meta: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:

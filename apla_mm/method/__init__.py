@@ -3,6 +3,7 @@
 from .adapt import AdaptedProjection, Report, adapt, count_parameters, merge
 from .partial_linear import PartialLinear
 from .projections import Projection, find_projections, register_attention
+from .select import select_channels
 
 __all__ = [
     "AdaptedProjection",
@@ -14,4 +15,5 @@ __all__ = [
     "find_projections",
     "merge",
     "register_attention",
+    "select_channels",
 ]

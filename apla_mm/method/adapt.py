@@ -1,8 +1,6 @@
 """Turn a plain model into one that trains by APLA, and back."""
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -12,68 +10,34 @@ from torch.nn.parameter import UninitializedParameter
 
 from .attention.fused import fused_kind
 from .attention.multihead import ProjectedMultiheadAttention, check_multihead
+from .blocks import choose_blocks
 from .class_change import Changed, change, change_back
 from .frozen_dtype import check_frozen_dtype, hold_frozen, release_frozen
 from .names import projection_of
 from .partial_linear import PartialLinear
 from .projections import Attentions, Projection, also_known, attention_names, find_projections
 from .recompute import set_recompute
-from .selection import ChannelLists, by_projection, listed_channels, load_channels, random_channels, resolve_r
+from .report import AdaptedProjection, Report
+from .scores import row_norms
+from .selection import (
+    ChannelLists,
+    Selection,
+    by_projection,
+    listed_channels,
+    load_channels,
+    random_channels,
+    resolve_r,
+    top_channels,
+)
 from .wrappers import is_wrapper
-
-
-@dataclass(frozen=True)
-class AdaptedProjection:
-    """One adapted projection: its name inside the adapted model, its size, and the output channels that train."""
-
-    name: str
-    out_features: int
-    in_features: int
-    channels: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :func:`adapt` did.
-
-    Attributes:
-        arguments: Of :func:`adapt`: r, seed, channels, blocks, trainable, recompute, and attentions and frozen_dtype
-            where they were given.
-        projections: The adapted projections, in the model's order.
-        trained: Parameters that train, in the projections and elsewhere.
-        total: Parameters of the plain model.
-        replaced: Names of the attentions that a fused one now computes for, since theirs keeps N x N matrices.
-        held: Names of the frozen weights that are held in ``frozen_dtype``.
-    """
-
-    arguments: dict[str, Any] = field(compare=False)
-    projections: tuple[AdaptedProjection, ...]
-    trained: int
-    total: int
-    replaced: tuple[str, ...] = field(default=(), compare=False)
-    held: tuple[str, ...] = field(default=(), compare=False)
-
-    def save_channels(self, path: str | Path) -> None:
-        """Write the channels as JSON, to be read again as ``adapt(model, channels=path)``."""
-        lists = {p.name: list(p.channels) for p in self.projections}
-        Path(path).write_text(json.dumps(lists, indent=1) + "\n")
-
-    def __str__(self) -> str:
-        r = sorted({len(p.channels) for p in self.projections})
-        channels = "no" if not r else str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}"
-        where = f"in each of {len(self.projections)} projections" if r else "in any projection"
-        share = f"{self.trained:,} of {self.total:,} parameters train ({self.trained / self.total:.2%})"
-        fused = f"; {len(self.replaced)} attentions replaced by fused ones" if self.replaced else ""
-        dtype = self.arguments.get("frozen_dtype")
-        held = f"; {len(self.held)} frozen weights held in {dtype}" if dtype else ""
-        return f"APLA: {channels} channels train {where}; {share}{fused}{held}"
 
 
 def adapt(
     model: nn.Module,
     r: int | float | str | None = None,
     *,
-    seed: int = 0,
+    seed: int | None = None,
+    selection: str | Mapping[str, Any] = "random",
     channels: ChannelLists | str | Path | None = None,
     blocks: str | int | Sequence[int] = "all",
     trainable: Sequence[str] = (),
@@ -91,7 +55,9 @@ def adapt(
             attention, as SigLIP's head does, counts as one: its projection is right after attention too.
         r: How many output channels of each projection train: an int, a fraction of them, or ``'full'``, which is the
             default.
-        seed: Draws the channels, together with each projection's name.
+        seed: Draws the channels, together with each projection's name; 0 by default.
+        selection: ``'random'``, or ``'magnitude'`` for the rows of W_O with the largest norms in the weights that are
+            there. By data, :func:`~.select.select_channels` gives lists for ``channels``.
         channels: The channels of each projection by name instead, or a JSON file of them; ``block_0`` and so on, as in
             the files of the paper's authors, mean the blocks' projections.
         blocks: Which attentions are adapted: ``'all'``, the last k (an int), a list of positions in the model's order,
@@ -115,15 +81,24 @@ def adapt(
     """
     if is_wrapper(model):
         raise ValueError(f"the model is wrapped in {type(model).__name__} already: adapt it first, then wrap it")
+    how = Selection.of(selection)
+    how.check_read(r=r, seed=seed, channels=channels, blocks=blocks)
+    if how.reads_data:
+        raise ValueError(
+            f"selection='{how.type}' reads batches of training data, which adapt has not: "
+            f"channels=apla_mm.select_channels(model, r, '{how.type}', batches, loss); in an OpenMMLab run "
+            f"APLAHook(r=..., selection='{how.type}'), or apla=dict(...) of APLAViT, does it"
+        )
     found = find_projections(model, attentions)
     arguments: dict[str, Any] = dict(
-        r=r, seed=seed, channels=channels, blocks=blocks, trainable=list(trainable), recompute=recompute
+        r=r, seed=seed or 0, channels=channels, blocks=blocks, trainable=list(trainable), recompute=recompute
     )
+    arguments |= dict(seed=None, selection=how.type) if how.type != "random" else {}
     arguments |= dict(attentions=attention_names(attentions)) if attentions else {}
     arguments |= dict(frozen_dtype=frozen_dtype) if frozen_dtype != "float32" else {}
     check_frozen_dtype(frozen_dtype)
-    projections = _choose_blocks(found, blocks)
-    plan = _choose_channels(projections, r, seed, channels)
+    projections = choose_blocks(found, blocks)
+    plan = _choose_channels(projections, r, seed or 0, how, channels)
     adapted_before = [name for name, module in model.named_modules() if isinstance(module, PartialLinear)]
     if adapted_before:
         _check_adapted_alike(projections, plan, adapted_before)
@@ -196,32 +171,22 @@ def _fuse(projection: Projection) -> bool:
     return isinstance(attention, Changed)
 
 
-def _choose_blocks(projections: list[Projection], blocks: str | int | Sequence[int]) -> list[Projection]:
-    count = len(projections)
-    if blocks == "all":
-        return projections
-    if blocks == "none":
-        return []
-    if isinstance(blocks, int) and not isinstance(blocks, bool) and 1 <= blocks <= count:
-        return projections[-blocks:]
-    if isinstance(blocks, Sequence) and not isinstance(blocks, str):
-        chosen = list(blocks)
-        if chosen and len(set(chosen)) == len(chosen) and all(type(b) is int and 0 <= b < count for b in chosen):
-            return [projections[b] for b in sorted(chosen)]
-    raise ValueError(
-        f"blocks={blocks!r} does not fit a model with {count} attentions: use 'all', 'none', the last k "
-        f"(1 to {count}), or a list of distinct positions from 0 to {count - 1}"
-    )
-
-
 def _choose_channels(
-    projections: list[Projection], r: int | float | str | None, seed: int, channels: ChannelLists | str | Path | None
+    projections: list[Projection],
+    r: int | float | str | None,
+    seed: int,
+    how: Selection,
+    channels: ChannelLists | str | Path | None,
 ) -> list[list[int]]:
     if channels is None:
-        r = "full" if r is None else r
+        counts = [resolve_r("full" if r is None else r, p.linear.out_features, p.name) for p in projections]
+        for p in projections if how.type == "magnitude" else ():
+            _check_can_train(p)  # it has weights
         return [
-            random_channels(p.name, p.linear.out_features, resolve_r(r, p.linear.out_features, p.name), seed)
-            for p in projections
+            random_channels(p.name, p.linear.out_features, count, seed)
+            if how.type == "random"
+            else top_channels(row_norms(p.linear), count, p.name)
+            for p, count in zip(projections, counts, strict=True)
         ]
     if r is not None:
         raise ValueError(f"r={r!r} and channels are given, but the lists of channels say how many train: leave r out")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .class_change import Changed, change
+from .selection import Selection
 
 
 def _is_exporting() -> bool:
@@ -90,6 +91,7 @@ class TrainedChannels(nn.Module):
         bias: (r,), trains; None if the layer has none.
         channels: (r,) int64, the output channels, ascending.
         leads: Whether the rows here count whatever the full tensors hold, but for what ``load_state_dict`` loads.
+        awaits: By what the channels are still to be chosen, once weights are loaded; until then they are others.
     """
 
     weight: nn.Parameter
@@ -98,6 +100,7 @@ class TrainedChannels(nn.Module):
     last_weight: Tensor
     last_bias: Tensor | None
     leads = False
+    awaits: Selection | None = None
 
     def __init__(self, linear: nn.Linear, channels: Sequence[int]) -> None:
         super().__init__()
@@ -216,6 +219,12 @@ class PartialLinear(Changed, nn.Linear):
                 "the frozen weight of an adapted projection was set to require a gradient; "
                 "adapt with r='full' to train all of it, or merge the model first"
             )
+        if trained.awaits is not None and self.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"the channels of an adapted projection are to be chosen by selection='{trained.awaits.type}' before "
+                "training, and have not been: add custom_hooks=[dict(type='APLAHook')], which does so in "
+                "OpenMMLab's runs; elsewhere load weights, then adapt with channels=apla_mm.select_channels(...)"
+            )
         if _is_exporting():  # into a graph, which may not write to weights
             weight, bias = trained.synced(weight, bias)
         else:
@@ -239,6 +248,18 @@ class PartialLinear(Changed, nn.Linear):
                 "FullyShardedDataParallel.summon_full_params, or, for state dicts, StateDictType.FULL_STATE_DICT"
             )
         self.trained.sync(self.weight, self.bias)
+
+    def choose(self, channels: Sequence[int]) -> None:
+        """Have other channels train, as many as before, in place: optimizers and wrappers hold the same parameters.
+
+        Args:
+            channels: Distinct output channels, ascending.
+        """
+        self.sync()
+        trained = self.trained
+        trained.channels.copy_(torch.tensor(list(channels)))
+        trained.adopt(self.weight, self.bias)
+        trained.awaits = None
 
     def _before_change_back(self) -> None:
         self.sync()

@@ -4,11 +4,81 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 ChannelLists = Mapping[str, Sequence[int]]
 
 _BLOCK = re.compile(r"block_(\d+)")
+#: ways to choose channels, and how many batches of training data each reads unless told otherwise
+_BATCHES = {"random": None, "magnitude": None, "gradient": 8, "fisher": 8}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How channels are chosen: at random, or by a score of :mod:`~.scores`.
+
+    Attributes:
+        type: ``'random'``, ``'magnitude'``, ``'gradient'`` or ``'fisher'``.
+        batches: How many batches of training data each process reads; None where none are read.
+    """
+
+    type: str
+    batches: int | None = None
+
+    @classmethod
+    def of(cls, selection: str | Mapping[str, Any]) -> "Selection":
+        """A selection by its name, or by ``dict(type=..., batches=...)``.
+
+        Raises:
+            ValueError: It is no such thing.
+        """
+        given = dict(selection) if isinstance(selection, Mapping) else dict(type=selection)
+        kind, batches = given.get("type"), given.get("batches")
+        if unknown := sorted(map(str, given.keys() - {"type", "batches"})):
+            raise ValueError(f"selection={selection!r} has {', '.join(unknown)}, and takes type and batches alone")
+        if not isinstance(kind, str) or kind not in _BATCHES:
+            raise ValueError(f"selection={selection!r} must be one of {', '.join(map(repr, _BATCHES))}")
+        if _BATCHES[kind] is None and "batches" in given:
+            raise ValueError(f"selection={selection!r}: '{kind}' reads no data, leave batches out")
+        if "batches" not in given:
+            return cls(kind, _BATCHES[kind])
+        if type(batches) is not int or batches < 1:
+            raise ValueError(f"selection={selection!r}: batches must be an int, at least 1")
+        return cls(kind, batches)
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether batches of training data are needed."""
+        return self.batches is not None
+
+    def as_argument(self) -> str | dict[str, Any]:
+        """What :meth:`of` reads, in plain types."""
+        return dict(type=self.type, batches=self.batches) if self.reads_data else self.type
+
+    def check_read(self, *, r: Any, seed: Any, channels: Any, blocks: Any) -> None:
+        """Refuse arguments beside which nothing reads this one, and those that nothing reads beside it.
+
+        Raises:
+            ValueError: There is such a one.
+        """
+        if self.type == "random":
+            return
+        chosen = f"selection='{self.type}'"
+        if channels is not None:
+            raise ValueError(f"{chosen} chooses channels, and channels are listed: leave one of them out")
+        if seed is not None:
+            raise ValueError(f"seed={seed} draws channels, and {chosen} scores them: leave one out, as by seed=None")
+        if blocks == "none":
+            raise ValueError(f"blocks='none' adapts no projection, and nothing reads {chosen}")
+        if r is None or r == "full" or (isinstance(r, float) and r == 1):
+            raise ValueError(
+                f"{chosen} chooses r channels of each projection, and {'no r' if r is None else f'r={r!r}'} is given, "
+                "which trains all: give fewer, as r=64, or leave selection out"
+            )
 
 
 def resolve_r(r: int | float | str, out_features: int, name: str) -> int:
@@ -55,6 +125,25 @@ def random_channels(name: str, out_features: int, r: int, seed: int) -> list[int
     """
     lots = sorted((hashlib.sha256(f"{seed}:{name}:{c}".encode()).digest(), c) for c in range(out_features))
     return sorted(c for _, c in lots[:r])
+
+
+def top_channels(scores: Tensor, r: int, name: str) -> list[int]:
+    """The ``r`` channels with the largest scores; of equal ones the first.
+
+    Args:
+        scores: (out,).
+        r: How many to choose.
+        name: The projection's name, for the error message.
+
+    Returns:
+        ``r`` distinct channels, ascending.
+
+    Raises:
+        ValueError: A score is not finite.
+    """
+    if not scores.isfinite().all():
+        raise ValueError(f"projection '{name}' has channels whose score is not finite: its weights are NaN or infinite")
+    return sorted(scores.sort(descending=True, stable=True).indices[:r].tolist())
 
 
 def load_channels(channels: ChannelLists | str | Path) -> ChannelLists:

@@ -26,6 +26,7 @@ class APLA(Merged):
     recompute: str | None = None
     attentions: Mapping[str, str | None] | None = None
     frozen_dtype: str | None = None
+    selection: Any = None
 
     @property
     def arguments(self) -> dict[str, Any]:

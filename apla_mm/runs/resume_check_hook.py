@@ -75,7 +75,7 @@ class ResumeCheckHook(Hook):
             whatever the config says. What trains can never differ: the optimizer's state belongs to it.
     """
 
-    priority = "VERY_HIGH"
+    priority = 20  # right after APLAHook, which takes recorded channels from the checkpoint
 
     def __init__(self, allow: str | Sequence[str] = ()) -> None:
         self.allow = [allow] if isinstance(allow, str) else list(allow)

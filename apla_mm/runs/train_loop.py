@@ -1,18 +1,16 @@
 """Training that can be cut anywhere and goes on as if it had not been."""
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.logging import print_log
-from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
-from ..internals import drop_iterator, ranks_differ
-from .seeding import seed_all
-from .training_batches import TrainingBatches, deaths_of_workers_told
+from ..internals import drop_iterator
+from .seeding import seed_all, seed_of_rank
+from .training_batches import TrainingBatches, batch_sampler_anew, deaths_of_workers_told
 
 
 class ResumableTrainLoop(IterBasedTrainLoop):
@@ -58,10 +56,9 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         runner = self.runner
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
-        seed = runner.seed - (get_rank() if ranks_differ(runner) else 0)
-        batches = TrainingBatches(
-            self.dataloader, self._batch_sampler(seed), seed, self._iter, skip_unreadable=self.skip_unreadable
-        )
+        seed = seed_of_rank(runner)
+        sampler = batch_sampler_anew(self.dataloader, self._loader_cfg, seed) or self.dataloader.batch_sampler
+        batches = TrainingBatches(self.dataloader, sampler, seed, self._iter, skip_unreadable=self.skip_unreadable)
         self._decide_current_val_interval()
         with deaths_of_workers_told():
             if self._iter and self._validation_is_due():
@@ -85,18 +82,3 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         last = self._iter == self._max_iters
         due = self._iter >= self.val_begin and (self._iter % self.val_interval == 0 or last)
         return self.runner.val_loop is not None and due
-
-    def _batch_sampler(self, seed: int) -> Iterable[list[int]]:
-        """The config's batch sampler, anew: without a seed in the config the one of the resumed run is known only now.
-
-        Args:
-            seed: For the sampler.
-        """
-        cfg = self._loader_cfg or {}
-        if not isinstance(cfg.get("sampler"), dict) or not isinstance(cfg.get("batch_sampler", {}), dict | None):
-            return self.dataloader.batch_sampler
-        sampler = DATA_SAMPLERS.build(cfg["sampler"], default_args=dict(dataset=self.dataloader.dataset, seed=seed))
-        size = cfg["batch_size"]
-        if cfg.get("batch_sampler"):
-            return DATA_SAMPLERS.build(cfg["batch_sampler"], default_args=dict(sampler=sampler, batch_size=size))
-        return BatchSampler(sampler, size, drop_last=cfg.get("drop_last", False))

@@ -5,14 +5,16 @@ import multiprocessing
 import re
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 from mmcv.transforms import BaseTransform
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
-from torch.utils.data import DataLoader, Dataset
+from mmengine.registry import DATA_SAMPLERS
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ..data.reading import DataError, UnreadableError, read_image
 from ..internals import raise_if_worker_died
@@ -56,6 +58,29 @@ def _death_within(seconds: float) -> str:
     return ""
 
 
+def batch_sampler_anew(loader: DataLoader, cfg: Mapping[str, Any] | None, seed: int) -> Iterable[list[int]] | None:
+    """A data loader's batch sampler, built anew as of its config: the loader's own may have been drawn from.
+
+    Without a seed in the config, that of a resumed run is known only after the loader was built.
+
+    Args:
+        loader: The loader.
+        cfg: Its config; None if there is none.
+        seed: For the sampler.
+
+    Returns:
+        Lists of indices of this process; None if the config does not say how its sampler is built.
+    """
+    cfg = cfg or {}
+    if not isinstance(cfg.get("sampler"), dict) or not isinstance(cfg.get("batch_sampler", {}), dict | None):
+        return None
+    sampler = DATA_SAMPLERS.build(cfg["sampler"], default_args=dict(dataset=loader.dataset, seed=seed))
+    size = cfg["batch_size"]
+    if cfg.get("batch_sampler"):
+        return DATA_SAMPLERS.build(cfg["batch_sampler"], default_args=dict(sampler=sampler, batch_size=size))
+    return BatchSampler(sampler, size, drop_last=cfg.get("drop_last", False))
+
+
 class TrainingBatches:
     """Gives training's batches one after the other, without end, from any place on.
 
@@ -70,13 +95,22 @@ class TrainingBatches:
         seed: The run's seed, the same in all processes.
         start: How many batches training has seen; their indices are passed over and nothing of them is read.
         skip_unreadable: Whether a sample whose image or label map cannot be read is replaced by the next one.
+        apart: Whether what the data set remembers of samples that it has read, as transforms that mix images do, is
+            forgotten: workers have a copy of the data set anyway, and without workers a copy is read.
     """
 
     def __init__(
-        self, loader: DataLoader, batch_sampler: Iterable[list[int]], seed: int, start: int, skip_unreadable: bool
+        self,
+        loader: DataLoader,
+        batch_sampler: Iterable[list[int]],
+        seed: int,
+        start: int,
+        skip_unreadable: bool,
+        apart: bool = False,
     ) -> None:
         processes: Any = loader.multiprocessing_context or multiprocessing
-        self._reader = _Reader(loader.dataset, seed, skip_unreadable, processes.Value("q", 0))
+        dataset = deepcopy(loader.dataset) if apart and not loader.num_workers else loader.dataset
+        self._reader = _Reader(dataset, seed, skip_unreadable, processes.Value("q", 0))
         self._batches: Iterator[Any] = iter(
             DataLoader(
                 self._reader,

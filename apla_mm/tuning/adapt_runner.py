@@ -1,15 +1,16 @@
 """Adapts the model of a runner that is about to train."""
 
 import gc
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
-from ..method import Report, adapt, find_projections
+from ..method import PartialLinear, Report, find_projections
 from ..method.class_change import Changed, change_back
+from ..method.late_channels import adapt_before_loading
 from ..method.wrappers import unwrapped
 from .frozen_parts import check_not_frozen_by_itself, check_train_keeps, modes_kept, requires_grad_of
 from .parameter_groups import optimizers_of
@@ -27,7 +28,8 @@ def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> di
 
     Args:
         runner: The runner.
-        options: Dotted path of each part, such as ``'backbone'``, to the arguments of :func:`apla_mm.adapt` for it.
+        options: Dotted path of each part, such as ``'backbone'``, to the arguments of :func:`apla_mm.adapt` for it;
+            ``selection`` may be any.
 
     Returns:
         What was done to each part.
@@ -63,7 +65,7 @@ def adapt_parts(model: nn.Module, options: Mapping[str, Mapping[str, Any]]) -> d
         try:
             part = find_target(model, target)
             before = requires_grad_of(part)
-            reports[target] = adapt(part, **arguments)
+            reports[target] = adapt_before_loading(part, **arguments)
             projections = find_projections(part, arguments.get("attentions"))
             check_not_frozen_by_itself(part, before, [projection.name for projection in projections])
         except ValueError as error:
@@ -89,6 +91,18 @@ def find_target(model: nn.Module, target: str) -> nn.Module:
             raise ValueError(f"{place} has no part '{step}'; it has {', '.join(children) or 'none'}")
         part = children[step]
     return part
+
+
+def adapted_by_itself(model: nn.Module) -> list[nn.Module]:
+    """Parts of a model that adapted themselves when they were built."""
+    parts = [module for module in model.modules() if isinstance(getattr(module, "report", None), Report)]
+    return parts or [c for c in model.children() if any(isinstance(m, PartialLinear) for m in c.modules())]
+
+
+def check_adapted(model: nn.Module, parts: Sequence[nn.Module]) -> None:
+    """Check that a model's ``train()`` leaves what trains of its adapted parts; see :func:`check_train_keeps`."""
+    adapted = {id(parameter) for part in parts for parameter in part.parameters()}
+    check_train_keeps(model, [name for name, parameter in model.named_parameters() if id(parameter) in adapted])
 
 
 def hold_what_trains(optimizer: Optimizer, model: nn.Module) -> None:

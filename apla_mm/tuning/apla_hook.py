@@ -9,22 +9,25 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..internals import resumes
 from ..loading.base_from_config import prepare_to_load
-from ..loading.delta_meta import APLA_KEY, as_json
+from ..loading.delta_meta import APLA_KEY, CHANNELS_KEY, as_json
 from ..loading.weights_check_hook import add_weights_check
-from ..method import PartialLinear, Report
+from ..method import Report
+from ..method.channels import channels_of
 from ..method.frozen_dtype import held_names
+from ..method.late_channels import awaiting
+from ..method.selection import Selection
 from ..method.wrappers import is_wrapper, unwrapped
 from ..processes import in_every_process
 from ..text import quoted
-from .adapt_runner import adapt_runner, check_checkpointing, find_target, wrap_anew
-from .frozen_parts import check_train_keeps, frozen_by_itself, requires_grad_of, trainable_names
+from .adapt_runner import adapt_runner, adapted_by_itself, check_adapted, check_checkpointing, find_target, wrap_anew
+from .apla_options import check_options
+from .channel_selection import check_can_select, select_channels_of, take_recorded_channels
+from .frozen_parts import frozen_by_itself, requires_grad_of, trainable_names
 from .fsdp import check_strategy
 from .kept_training_hook import KeptTrainingHook, check_method_was_read
 from .trainable_check_hook import is_training
-
-#: with none of these the hook adapts nothing
-_CHOOSING = ("r", "channels", "blocks")
 
 
 class APLAHook(KeptTrainingHook):
@@ -57,6 +60,10 @@ class APLAHook(KeptTrainingHook):
         attentions: Further kinds of attention in the targets: ``{'package.module.Class': 'path.of.projection'}``.
         frozen_dtype: What frozen weights of the targets' linear layers and convolutions are held in: ``'bfloat16'`` for
             training under bfloat16 autocast, as of BFloat16OptimWrapper.
+        selection: What chooses the channels: ``'random'``, by the seed, which is the default; or, once weights are
+            loaded, the ``r`` highest scores by ``'magnitude'``, ``'gradient'`` or ``'fisher'``, see
+            :mod:`~..method.scores`. The last two read 8 batches, or as of ``dict(type='fisher', batches=32)``. A
+            resumed run keeps the channels of its checkpoint.
         train_norm: Train the norms of the targets too, but for those that the model has frozen itself, as of the next
             two.
         train_bias: Train all biases of the targets too.
@@ -81,6 +88,7 @@ class APLAHook(KeptTrainingHook):
         target: str | Sequence[str] | None = None,
         attentions: Mapping[str, str | None] | None = None,
         frozen_dtype: str | None = None,
+        selection: str | Mapping[str, Any] | None = None,
         train_norm: bool | None = None,
         train_bias: bool | None = None,
         train_pos_embed: bool | None = None,
@@ -90,20 +98,22 @@ class APLAHook(KeptTrainingHook):
     ) -> None:
         super().__init__(**check)
         options = dict(
-            r=r, channels=channels, blocks=blocks, seed=seed, trainable=trainable, recompute=recompute, target=target,
+            r=r, channels=channels, blocks=blocks, seed=seed, selection=selection, trainable=trainable,
+            recompute=recompute, target=target,
             train_norm=train_norm, train_bias=train_bias, train_pos_embed=train_pos_embed, frozen_eval=frozen_eval,
             drop_path=drop_path, attentions=attentions, frozen_dtype=frozen_dtype,
         )  # fmt: skip
-        given = [name for name, value in options.items() if value is not None]
-        self.adapts = any(name in _CHOOSING for name in given)
-        _check_read(given, self.adapts, blocks, frozen_eval)
+        self.adapts = check_options({name: value for name, value in options.items() if value is not None})
+        how = Selection.of(selection or "random")
         self.targets = [target] if isinstance(target, str) else list(target or ["backbone"])
         if channels is not None and len(self.targets) > 1:
             raise ValueError("APLAHook: channels are listed for one target; give each target a hook of its own")
         self.arguments: dict[str, Any] = dict(
-            r=r, seed=seed or 0, channels=channels, blocks="all" if blocks is None else blocks,
-            recompute=recompute or "none",
+            r=r, seed=(seed or 0) if how.type == "random" else None, channels=channels,
+            blocks="all" if blocks is None else blocks, recompute=recompute or "none",
         )  # fmt: skip
+        if how.type != "random":
+            self.arguments["selection"] = how.as_argument()
         if attentions is not None:
             self.arguments["attentions"] = dict(attentions)
         if frozen_dtype is not None:
@@ -135,9 +145,10 @@ class APLAHook(KeptTrainingHook):
         )
         model, wrapped = unwrapped(runner.model), is_wrapper(runner.model)
         if not self.adapts:
-            parts, before = _adapted_by_itself(model), requires_grad_of(model)
-            in_every_process(lambda: _check_adapted(model, parts))
+            parts, before = adapted_by_itself(model), requires_grad_of(model)
+            in_every_process(lambda: check_adapted(model, parts))
             self.keep(model, parts, frozen_eval=False, drop_path=True)
+            in_every_process(lambda: check_can_select(runner, awaiting(model)))
             super().before_run(runner)
             _warn_without_autocast(runner, model)
             if wrapped and requires_grad_of(model) != before and isinstance(runner, Runner):
@@ -145,6 +156,8 @@ class APLAHook(KeptTrainingHook):
             return
         # not wrapped until the ranks are known to agree: where shapes differ DDP fails in some, and the others wait
         runner.model = model
+        selections = [Selection.of(self.arguments.get("selection", "random"))]
+        in_every_process(lambda: check_can_select(runner, selections))
         reports = in_every_process(lambda: adapt_runner(runner, self.options(model)))
         for target, report in reports.items():
             print_log(f"{target}: {report}", logger="current")
@@ -153,6 +166,28 @@ class APLAHook(KeptTrainingHook):
         _warn_without_autocast(runner, model)
         if wrapped:
             wrap_anew(runner, model)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
+        """Take the channels that were to be chosen from the checkpoint, if the run is resumed.
+
+        Raises:
+            ValueError: It does not record them.
+            RuntimeError: So it is in another process.
+        """
+        if resumes(runner) and is_training(runner):
+            meta = checkpoint.get("meta") or {}
+            in_every_process(lambda: take_recorded_channels(runner, meta))
+
+    def before_train(self, runner: Runner) -> None:
+        """As :class:`KeptTrainingHook`; then choose the channels that are still to be chosen.
+
+        Raises:
+            ValueError: As there, or channels cannot be chosen.
+            RuntimeError: As there.
+        """
+        super().before_train(runner)
+        hooks = [hook for hook in runner.hooks if isinstance(hook, APLAHook)]
+        select_channels_of(runner, {module for hook in hooks for module in hook._evaluated})
 
     def options(self, model: nn.Module) -> dict[str, dict[str, Any]]:
         """What to do to a model.
@@ -194,6 +229,8 @@ class APLAHook(KeptTrainingHook):
             hooks = before.get("hooks", [before]) if before else []
             if own not in hooks:  # mmengine's hook saves several checkpoints with one meta
                 checkpoint["meta"][APLA_KEY] = dict(hooks=[*hooks, own]) if hooks else own
+        if "selection" in chosen:
+            checkpoint["meta"][CHANNELS_KEY] = channels_of(unwrapped(runner.model))
 
 
 def _warn_without_autocast(runner: Runner, model: nn.Module) -> None:
@@ -205,32 +242,3 @@ def _warn_without_autocast(runner: Runner, model: nn.Module) -> None:
             logger="current",
             level=logging.WARNING,
         )
-
-
-def _adapted_by_itself(model: nn.Module) -> list[nn.Module]:
-    """Parts of a model that adapted themselves when they were built."""
-    parts = [module for module in model.modules() if isinstance(getattr(module, "report", None), Report)]
-    return parts or [c for c in model.children() if any(isinstance(m, PartialLinear) for m in c.modules())]
-
-
-def _check_adapted(model: nn.Module, parts: Sequence[nn.Module]) -> None:
-    """Check that a model's ``train()`` leaves what trains of its adapted parts; see :func:`check_train_keeps`."""
-    adapted = {id(parameter) for part in parts for parameter in part.parameters()}
-    check_train_keeps(model, [name for name, parameter in model.named_parameters() if id(parameter) in adapted])
-
-
-def _check_read(given: Sequence[str], adapts: bool, blocks: Any, frozen_eval: bool | None) -> None:
-    """Refuse options that nothing reads."""
-    if given and not adapts:
-        raise ValueError(
-            f"APLAHook: {', '.join(given)} given, and none of {', '.join(_CHOOSING)}: the hook adapts nothing then, "
-            f"and nothing reads {'it' if len(given) == 1 else 'them'}. Add r, as in r=64 or r='full', or blocks='none' "
-            "to train none of the projections; of a backbone that adapts itself, as APLAViT does, set it in "
-            "apla=dict(...)"
-        )
-    if "seed" in given and "channels" in given:
-        raise ValueError("APLAHook: seed draws channels, and channels are listed: leave one of them out")
-    if blocks == "none" and (unread := [name for name in ("r", "seed", "channels") if name in given]):
-        raise ValueError(f"APLAHook: blocks='none' adapts no projection, and nothing reads {', '.join(unread)}")
-    if "drop_path" in given and frozen_eval is False:
-        raise ValueError("APLAHook: drop_path is read with frozen_eval alone, which is False")

@@ -8,7 +8,15 @@ from helpers.nets import tiny_vit
 from helpers.processes import run_python
 
 from apla_mm.method import adapt
-from apla_mm.method.selection import by_projection, listed_channels, load_channels, random_channels, resolve_r
+from apla_mm.method.selection import (
+    Selection,
+    by_projection,
+    listed_channels,
+    load_channels,
+    random_channels,
+    resolve_r,
+    top_channels,
+)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +132,33 @@ def test_authors_file_of_channels_is_taken_by_adapt(tmp_path):
     (tmp_path / "inds.json").write_text(json.dumps({"block_0": [8, 1, 5], "block_1": [30, 2]}))
     report = adapt(vit, channels=tmp_path / "inds.json")
     assert [p.channels for p in report.projections] == [(1, 5, 8), (2, 30)]
+
+
+def test_of_equal_scores_the_first_channels_are_chosen():
+    assert top_channels(torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 2.0]), 4, "proj") == [1, 2, 3, 4]
+    assert top_channels(torch.zeros(1000), 7, "proj") == list(range(7))
+
+
+def test_a_selection_is_a_name_or_a_dict():
+    assert Selection.of("fisher") == Selection.of(dict(type="fisher")) == Selection("fisher", 8)
+    for selection in ("random", "magnitude", dict(type="gradient", batches=3)):
+        assert Selection.of(Selection.of(selection).as_argument()) == Selection.of(selection)
+    assert [Selection.of(name).reads_data for name in ("random", "magnitude", "gradient", "fisher")] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("selection", "told"),
+    [
+        ("wanda", "must be one of 'random', 'magnitude', 'gradient', 'fisher'"),
+        (None, "must be one of"),
+        (dict(batches=2), "must be one of"),
+        (dict(type="fisher", steps=2), "has steps, and takes type and batches alone"),
+        (dict(type="magnitude", batches=2), "'magnitude' reads no data, leave batches out"),
+        (dict(type="fisher", batches=0), "batches must be an int, at least 1"),
+        (dict(type="fisher", batches=None), "batches must be an int, at least 1"),
+        (dict(type="fisher", batches=True), "batches must be an int, at least 1"),
+    ],
+)
+def test_what_is_no_selection_is_an_error(selection, told):
+    with pytest.raises(ValueError, match=told):
+        Selection.of(selection)

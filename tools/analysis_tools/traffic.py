@@ -66,6 +66,8 @@ def build(path: str, img_size: int, full: bool) -> nn.Module:
     if full:
         for key in ("apla", "frozen"):
             backbone.pop(key, None)
+    for settings in (backbone.get("apla") or {}, *cfg.get("custom_hooks", [])):
+        settings.pop("selection", None)  # which channels train makes no difference here
     backbone.update(dict(pretrained=False) if backbone.type == "APLAViT" else dict(init_cfg=None))
     init_default_scope(cfg.get("default_scope", "mmengine"))
     model = revert_sync_batchnorm(MODELS.build(cfg.model))  # SyncBN wants a GPU

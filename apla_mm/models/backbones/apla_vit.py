@@ -10,7 +10,8 @@ import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...method import Report, adapt, find_projections
+from ...method import Report, find_projections
+from ...method.late_channels import adapt_before_loading
 from .pretrained import Source, read_pretrained
 from .timm_keys import misfit
 from .token_grid import blocks_of_vit, token_grid
@@ -54,7 +55,8 @@ class APLAViT(nn.Module):
             images; None for attention over the whole image. Blocks keep their weights either way. For timm's
             ``VisionTransformer`` and ``Eva``.
         global_blocks: With ``window_size``, the blocks that attend to the whole image.
-        apla: Arguments of :func:`apla_mm.adapt`, such as ``dict(r=64, seed=0)``; None trains all weights.
+        apla: Arguments of :func:`apla_mm.adapt`, such as ``dict(r=64, seed=0)``; None trains all weights. With a
+            ``selection``, which may be any of APLAHook's, that hook chooses the channels before training.
         frozen: Train nothing of the backbone (head-only). Not together with ``apla``.
         model_kwargs: Further arguments of ``timm.create_model``, such as ``dict(drop_path_rate=0.1)``.
         init_cfg: Taken for mmengine's sake, which sets it to None for inference; must be None.
@@ -119,7 +121,7 @@ class APLAViT(nn.Module):
         elif apla is not None:
             found = find_projections(self.vit, apla.get("attentions"))
             used = [i for i, projection in enumerate(found) if f"{projection.name}.weight" in grid.used]
-            self.report = adapt(self.vit, **{"blocks": used, **apla})
+            self.report = adapt_before_loading(self.vit, **{"blocks": used, **apla})
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
