@@ -143,8 +143,8 @@ def _parts(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _flat(chosen: Mapping[str, Any]) -> _Lines:
-    every = {**chosen, **chosen["selection"]}.items()
-    return [(key, value) for key, value in every if key != "selection" and value not in (None, [], {})]
+    every = {key: value for key, value in chosen.items() if key != "selection"} | chosen["selection"]
+    return [(key, value) for key, value in every.items() if value not in (None, [], {})]
 
 
 def _printable(text: str) -> str:

@@ -55,6 +55,7 @@ def test_info_of_a_checkpoint(trained):
     ("asked", "shown"),
     [
         (dict(r=64, seed=0, blocks="all", trainable=[], train=dict(norm=True)), "r=64, seed=0, blocks=all, train="),
+        (dict(r=64, selection=dict(type="fisher", batches=8)), "r=64, selection={'type': 'fisher', 'batches': 8}"),
         (dict(r=True, seed="x", blocks="all"), "blocks=all"),
         ({(1, 2): 3, "x": Decimal(2)}, "x=<decimal.Decimal, not made>"),
         ({"a\x1b[2J": np.float64(2)}, r"a\x1b[2J=2.0"),
