@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..delta.atomic_file import write_atomic
+from ..methods import read_method
 from .run_trial import FAILED, run_trial
 from .splits import Split, draw_fraction, hold_out
 from .study import Scores, Study
@@ -74,7 +75,7 @@ class Comparison:
         folder = self.folder / trial.folder
         if (folder / "trial.json").exists():
             return folder
-        cfg = self.load(dict(method=trial.method))
+        cfg = self.load(dict(method=seeded(trial.method, trial.seed)))
         set_rates(cfg, trial.lr, trial.head_lr)
         cfg.randomness = dict(seed=trial.seed)
         cfg.work_dir = str((folder / "run").absolute())
@@ -170,3 +171,17 @@ class Comparison:
                 f"{self.folder} is the folder of a comparison with other settings ({', '.join(others)}): give another "
                 "--work-dir, or the settings as they were; methods, seeds, fractions and trials may be added"
             )
+
+
+def seeded(method: str, seed: int) -> dict[str, Any]:
+    """A method whose channels a run's seed draws, unless it says itself how they are chosen.
+
+    Args:
+        method: As on the command line.
+        seed: Of the run.
+    """
+    read = dict(read_method(method))
+    draws = read["type"] == "apla" and read.get("r") not in (None, "full")
+    if draws and not {"seed", "selection", "channels"} & read.keys():
+        read["seed"] = seed
+    return read
