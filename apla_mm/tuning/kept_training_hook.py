@@ -40,6 +40,13 @@ class KeptTrainingHook(TrainableCheckHook):
         self._trains, self._parts = requires_grad_of(model), parts
         self._evaluated = [m for part in parts for m in frozen_modules(part, drop_path)] if frozen_eval else []
 
+    def before_run(self, runner: Runner) -> None:
+        """As :class:`TrainableCheckHook`; what other hooks have kept so far is as this one has left it."""
+        super().before_run(runner)
+        for hook in runner.hooks:
+            if isinstance(hook, KeptTrainingHook) and hook._trains and self._trains:
+                hook._trains = self._trains
+
     def before_train(self, runner: Runner) -> None:
         """Log the table, of what trains in training too.
 

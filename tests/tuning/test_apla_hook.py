@@ -13,6 +13,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
+from apla_mm.method import PartialLinear
 from apla_mm.method.channels import channels_digest, channels_of
 from apla_mm.tuning import trainable_check_hook
 from apla_mm.tuning.apla_hook import APLAHook
@@ -334,3 +335,11 @@ def test_checkpoint_says_what_a_backbone_was_asked_for(
     make_runner(tiny_classifier, custom_hooks=[dict(type="APLAHook")]).train()
     meta = read_checkpoint(tmp_path / "work/iter_2.pth")["meta"]
     assert meta["apla"] == dict(r=8, seed=0, blocks=[0, 1], trainable=[], recompute="none")
+
+
+def test_two_hooks_adapt_two_targets(make_runner: Callable[..., Runner]) -> None:
+    hooks = [dict(type="APLAHook", r=r, target=f"backbone.vit.blocks.{i}") for i, r in enumerate((3, 5))]
+    runner = make_runner(TinyClassifier(), custom_hooks=hooks)
+    runner.train()
+    adapted = [module for module in runner.model.modules() if isinstance(module, PartialLinear)]
+    assert [len(module.trained.channels) for module in adapted] == [3, 5]
