@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
-from helpers.optional import needs
 from helpers.processes import run, started
 from mmengine.config import Config
 
@@ -22,7 +21,6 @@ def config(segmentation_config: Config, tmp_path: Path) -> Path:
 
 
 def test_killed_it_goes_on_and_more_can_be_asked_for(config: Path, tmp_path: Path) -> None:
-    needs("submitit")
     out = tmp_path / "out"
     command = [TOOL, config, "--head-lr", 1e-3, "--trials", 2, "--metric", "mIoU", "--work-dir", out]
     command += ["--rates", "apla:r=4=1e-4,1e-3", "--methods", "apla:r=4"]
