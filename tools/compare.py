@@ -17,6 +17,7 @@ from mmengine.config import Config
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from apla_mm.compare.comparison import Comparison
+from apla_mm.compare.launch import Launcher, visible_gpus
 from apla_mm.compare.report import write_report
 from apla_mm.compare.study import Study
 from apla_mm.options.command_line import add_common_arguments, load_config
@@ -119,21 +120,18 @@ def main() -> None:
     end_process()
 
 
+def slurm_of(args: argparse.Namespace) -> dict[str, str]:
+    pairs = [text.partition("=") for text in args.slurm]
+    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
+        raise SystemExit(f"--slurm {wrong[0]}: write KEY=VALUE, as in partition=gpu")
+    return {key: value for key, _, value in pairs}
+
+
 def run(comparison: Comparison, args: argparse.Namespace, title: str) -> None:
-    import submitit
-
-    executor = submitit.AutoExecutor(folder=comparison.folder / "jobs", cluster=args.on)
-    executor.update_parameters(timeout_min=60 * 24, name="compare")
-    options = dict(option.split("=", 1) for option in args.slurm)
-    if options:
-        executor.update_parameters(**{f"slurm_{key}": value for key, value in options.items()})
+    launcher = Launcher(
+        comparison.folder / "jobs", args.on, visible_gpus() if args.on == "local" else (), slurm_of(args)
+    )
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    jobs: list[Any] = []
-
-    def submit(*arguments: Any) -> Any:
-        jobs.append(executor.submit(*arguments))
-        return jobs[-1]
-
     with Progress(*columns, speed_estimate_period=24 * 3600) as progress:
         done = len(comparison.scores())
         task = progress.add_task("trials", total=max(done, comparison.study.count()), completed=done)
@@ -144,10 +142,9 @@ def run(comparison: Comparison, args: argparse.Namespace, title: str) -> None:
             write_report(comparison, title)
 
         try:
-            comparison.run(submit, args.jobs, tell)
+            comparison.run(launcher.submit, args.jobs, tell)
         except KeyboardInterrupt:
-            for job in jobs:
-                job.cancel()
+            launcher.cancel()
             raise SystemExit("interrupted; the same command goes on from here") from None
 
 
