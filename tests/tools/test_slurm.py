@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 from helpers.data_sets import write_photos
-from helpers.processes import ON_CPU, run, wait_for, wait_until
+from helpers.processes import ON_CPU, run, run_python, wait_for, wait_until
 from helpers.slurm_cluster import NoClusterError, idle_nodes, slurm_cluster
 from helpers.small_run import CONFIG, OPTIONS, miou, saved_iteration
 
@@ -106,3 +106,20 @@ def test_job_at_its_time_limit_saves_is_requeued_and_goes_on(
     assert re.findall(rf"Iter\(train\) \[ *(\d+)/{n + 2}\]", second) == [str(n + 1), str(n + 2)]
     wait_until(lambda: "JobState=COMPLETED" in state(), 60, state)
     assert "Restarts=1" in state()
+
+
+def test_calls_of_a_comparison_run_as_jobs(environment: dict[str, str], tmp_path: Path) -> None:
+    output = run_python(
+        """
+        import os, sys
+        from pathlib import Path
+        from apla_mm.compare.launch import Launcher
+
+        launcher = Launcher(Path(sys.argv[1]), "slurm", slurm=dict(partition="debug"))
+        jobs = [launcher.submit(os.getenv, "SLURM_JOB_ID") for _ in range(2)]
+        assert [job.result() for job in jobs] == [job.job_id for job in jobs]
+        """,
+        tmp_path,
+        env=environment,
+    ).output
+    assert "Error" not in output
