@@ -145,7 +145,7 @@ class Comparison:
             failure = json.loads((folder / FAILED).read_text())
             return f"{trial.folder}: failed, {failure['last']} ({failure['log']})"
         return (
-            f"{trial.folder}: {self.metric} {score:.2f}" if score is not None else f"{trial.folder}: no {self.metric}"
+            f"{trial.folder}: {self.metric} {score:.4g}" if score is not None else f"{trial.folder}: no {self.metric}"
         )
 
     def _remember(self) -> None:
