@@ -22,6 +22,8 @@ from .method import take_method
 from .pipelines import in_loaders, pipelines_by_name, set_pipelines_by_name
 from .shared_options import apply_shared_options, drop_settings_of_workers
 
+_OF_MMENGINE = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+
 
 class _OptionsAction(argparse.Action):
     """Options as KEY=VALUE, read by :func:`parse_value`; those of several goes are all kept."""
@@ -77,6 +79,7 @@ def load_config(args: argparse.Namespace) -> Config:
     set_pipelines_by_name(cfg, followed)
     drop_settings_of_workers(cfg, args.cfg_options)
     _follow_data_sets(cfg, args.cfg_options)
+    _leave_out_hooks(cfg)
     prepare_launch(cfg, args.launcher)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -96,6 +99,13 @@ def _follow_data_sets(cfg: Config, options: Mapping[str, Any]) -> None:
             given = f"{name}.ann_file" in options or f"{name}.{i}.ann_file" in options
             if evaluator.get("ann_file") and not given:
                 evaluator["ann_file"] = join(datasets[0].get("data_root") or "", datasets[0]["ann_file"])
+
+
+def _leave_out_hooks(cfg: Config) -> None:
+    """``default_hooks.NAME=None`` takes any hook out; mmengine knows that for its own six alone."""
+    hooks = cfg.get("default_hooks") or {}
+    for name in [name for name, hook in hooks.items() if hook is None and name not in _OF_MMENGINE]:
+        hooks.pop(name)
 
 
 def build_runner(cfg: Config, loaders: Sequence[str] = LOADERS) -> Runner:

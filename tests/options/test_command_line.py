@@ -194,3 +194,10 @@ def test_no_workers_means_no_settings_of_workers(load: Callable[..., Config], sp
     loader = load(f"{split}_dataloader.num_workers=0")[f"{split}_dataloader"]
     assert "persistent_workers" not in loader
     assert load(f"{split}_dataloader.num_workers=2")[f"{split}_dataloader"].persistent_workers is True
+
+
+def test_none_takes_any_hook_out(load: Callable[..., Config]) -> None:
+    assert "lean_heads" in load().default_hooks
+    hooks = load("default_hooks.lean_heads=None", "default_hooks.checkpoint=None").default_hooks
+    assert "lean_heads" not in hooks
+    assert hooks.checkpoint is None  # mmengine's own, which it takes out itself
