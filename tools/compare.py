@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from apla_mm.compare.comparison import Comparison
 from apla_mm.compare.launch import Launcher, visible_gpus
 from apla_mm.compare.report import write_report
-from apla_mm.compare.study import Study
+from apla_mm.compare.study import HEAD, Study
 from apla_mm.options.command_line import add_common_arguments, load_config
 from apla_mm.options.launching import end_process
 
@@ -92,7 +92,7 @@ def main() -> None:
         raise SystemExit("what are runs scored by? The config's save_best does not say: give --metric, such as mIoU")
     if "max_iters" not in cfg.train_cfg:
         raise SystemExit("the config trains by epochs; a comparison needs max_iters: use an iteration-based schedule")
-    if unknown := starts_of(args.rates).keys() - set(args.methods):
+    if unknown := starts_of(args.rates).keys() - {HEAD, *args.methods}:
         raise SystemExit(f"--rates names {', '.join(sorted(unknown))}, which --methods does not")
     for method in args.methods:
         load(args, dict(method=method))  # refused now, not hours later
@@ -100,21 +100,19 @@ def main() -> None:
         tuple(args.methods), args.seeds, tuple(args.fractions), args.trials, starts_of(args.rates), args.head_lr
     )
     folder = Path(args.work_dir or Path("work_dirs") / f"compare_{Path(args.config).stem}").absolute()
-    comparison = Comparison(
-        folder,
-        study,
-        lambda options: load(args, options),
-        TOOLS.absolute(),
-        metric,
-        args.held_out,
-        ["--amp"] if args.amp else [],
-    )
-    if args.retry_failed:
-        comparison.forget_failures()
     title = f"{Path(args.config).stem}: {', '.join(args.methods)}"
-    if not args.report_only:
-        run(comparison, args, title)
-    write_report(comparison, title)
+    train_args = ["--amp"] if args.amp else []
+    try:
+        comparison = Comparison(
+            folder, study, lambda options: load(args, options), TOOLS.absolute(), metric, args.held_out, train_args
+        )
+        if args.retry_failed:
+            comparison.forget_failures()
+        if not args.report_only:
+            run(comparison, args, title)
+        write_report(comparison, title)
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(f"{error}") from error
     print((folder / "report.md").read_text())
     print(f"{folder / 'report.html'}")
     end_process()

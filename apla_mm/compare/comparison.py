@@ -1,7 +1,6 @@
 """A comparison in a folder: what is done there, and what is still to be run."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,10 +12,11 @@ from mmengine.config import Config
 
 from ..delta.atomic_file import write_atomic
 from ..methods import read_method
-from .run_trial import FAILED, run_trial
+from ..text import quoted
+from .run_trial import FAILED, SCORED, TRAINED, run_trial
 from .splits import Split, draw_fraction, hold_out
 from .study import Scores, Study
-from .trial import Trial, annotations_of_test, for_final, for_search, set_rates, training_items
+from .trial import PREDICTIONS, Trial, annotations_of_test, for_final, for_search, set_rates, training_items
 
 STUDY = "study.json"
 
@@ -50,21 +50,36 @@ class Comparison:
         self.folder, self.study, self.load, self.tools = Path(folder), study, load, Path(tools)
         self.metric, self.held_out, self.train_args = metric, held_out, list(train_args)
         self.items = cache(lambda: training_items(load({})))
-        self.annotations = annotations_of_test(load({}))
+        cfg = load({})
+        self.annotations = annotations_of_test(cfg)
+        self._draws_labels = cfg.get("default_scope") == "mmseg"
         self._remember()
 
     def scores(self) -> dict[Trial, float | None]:
-        """Of all trials in the folder that have ended; None of those that failed."""
+        """Of all trials in the folder that have ended; None of those that failed, or whose score is no number.
+
+        Raises:
+            ValueError: There is no such score.
+        """
         found: dict[Trial, float | None] = {}
         for file in sorted(self.folder.glob("*/*/*/*/trial.json")):
             trial, folder = Trial(**json.loads(file.read_text())), file.parent
-            result = folder / ("trained.json" if trial.kind == "search" else "scored.json")
+            search = trial.kind == "search"
+            result = folder / (TRAINED if search else SCORED)
             if (folder / FAILED).exists():
                 found[trial] = None
             elif result.exists():
                 record = json.loads(result.read_text())
-                found[trial] = (record["scores"] if trial.kind == "search" else record).get(self.metric)
+                found[trial] = self._score(record["scores"] if search else record, result)
         return found
+
+    def _score(self, scores: Mapping[str, float | None], file: Path) -> float | None:
+        if self.metric not in scores:
+            raise ValueError(
+                f"runs are scored by '{self.metric}', and that is none of what the evaluator gave, {quoted(scores)} "
+                f"({file}): give --metric, and another --work-dir"
+            )
+        return scores[self.metric]
 
     def prepare(self, trial: Trial) -> Path:
         """Write a trial's config into its folder, unless it is there.
@@ -122,7 +137,9 @@ class Comparison:
             waiting = [t for t in self.study.next_trials(scores) if t not in running]
             for trial in waiting[: 0 if killed else jobs - len(running)]:
                 folder = self.prepare(trial)
-                running[trial] = submit(run_trial, str(folder), str(self.tools), trial.kind, self.train_args)
+                running[trial] = submit(
+                    run_trial, str(folder), str(self.tools), self.train_args, self._test_args(trial)
+                )
             if not running:
                 break
             ended = [trial for trial, job in running.items() if job.done()]
@@ -139,14 +156,21 @@ class Comparison:
             raise RuntimeError(f"{len(killed)} trials did not end: {'; '.join(killed)}")
         return self.scores()
 
+    def _test_args(self, trial: Trial) -> list[str] | None:
+        if trial.kind == "search":
+            return None
+        # a detector's predictions are written by its evaluator
+        return ["--out", str(self.folder / trial.folder / PREDICTIONS)] if self._draws_labels else []
+
     def _told(self, trial: Trial) -> str:
-        folder, score = self.folder / trial.folder, self.scores().get(trial, math.nan)
-        if (folder / FAILED).exists():
-            failure = json.loads((folder / FAILED).read_text())
+        file = self.folder / trial.folder / FAILED
+        if file.exists():
+            failure = json.loads(file.read_text())
             return f"{trial.folder}: failed, {failure['last']} ({failure['log']})"
-        return (
-            f"{trial.folder}: {self.metric} {score:.4g}" if score is not None else f"{trial.folder}: no {self.metric}"
-        )
+        scores = self.scores()
+        if trial not in scores:
+            return f"{trial.folder}: did not end"
+        return f"{trial.folder}: {self.metric} {'no number' if (s := scores[trial]) is None else f'{s:.4g}'}"
 
     def _remember(self) -> None:
         """Write the settings that all trials share, or see that they are those of the folder."""

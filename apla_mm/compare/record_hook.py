@@ -15,6 +15,7 @@ from ..delta.atomic_file import write_atomic
 from ..measure import peak_bytes
 from ..method.wrappers import unwrapped
 from ..tuning.trainable import trainable_table
+from .run_trial import SCORED, TRAINED
 
 
 class RecordHook(Hook):
@@ -23,6 +24,7 @@ class RecordHook(Hook):
     ``trained.json`` holds ``backbone`` and ``all``, the parameters that train there; ``step``, the median time in
     seconds of a training step with its data, without the first tenth; ``peak``, the most bytes of memory (the device's
     own count on a GPU, else the process's); and ``scores`` of the last validation. ``scored.json`` holds a test's.
+    A score that is no number, as the IoU of a class without a pixel, is null.
 
     Args:
         folder: Where to write to.
@@ -34,7 +36,7 @@ class RecordHook(Hook):
         self.folder = Path(folder)
         self._times: list[float] = []
         self._since = 0.0
-        self._scores: dict[str, float] = {}
+        self._scores: dict[str, float | None] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Start the clock."""
@@ -50,7 +52,7 @@ class RecordHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Keep what a validation gave."""
-        self._scores = _finite(metrics)
+        self._scores = _numbers(metrics)
 
     def after_train(self, runner: Runner) -> None:
         """Write down what training was."""
@@ -58,7 +60,7 @@ class RecordHook(Hook):
         rows = {name: trainable_table(part)[-1] for name, part in model.named_children() if name == "backbone"}
         times = self._times[len(self._times) // 10 :]
         self._write(
-            "trained.json",
+            TRAINED,
             dict(
                 backbone=rows["backbone"].trained if rows else 0,
                 all=trainable_table(model)[-1].trained,
@@ -70,14 +72,13 @@ class RecordHook(Hook):
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write down what a test gave."""
-        self._write("scored.json", _finite(metrics))
+        self._write(SCORED, _numbers(metrics))
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         if is_main_process():
             write_atomic((json.dumps(record, indent=1) + "\n").encode(), self.folder / name)
 
 
-def _finite(metrics: dict[str, Any] | None) -> dict[str, float]:
-    """The numbers among metrics; those that are none, as a class's without a pixel, are left out."""
-    numbers = {name: value for name, value in (metrics or {}).items() if not isinstance(value, str)}
-    return {name: float(value) for name, value in numbers.items() if math.isfinite(float(value))}
+def _numbers(metrics: dict[str, Any] | None) -> dict[str, float | None]:
+    numbers = {name: float(value) for name, value in (metrics or {}).items() if not isinstance(value, str)}
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

@@ -20,7 +20,7 @@ from .average_precision import average_precision
 from .bootstrap import Difference, ScoreOf, difference, mean_iou
 from .comparison import Comparison
 from .predictions import predictions_figure
-from .run_trial import FAILED
+from .run_trial import FAILED, TRAINED
 from .search import at_edge
 from .study import HEAD, Scores
 from .trial import AREAS, PREDICTIONS
@@ -69,7 +69,7 @@ def _row(comparison: Comparison, scores: Scores, method: str, fraction: float) -
     study = comparison.study
     tried = study.rates_of(scores, method, fraction)
     finals = study.finals(scores, method, fraction)
-    files = [comparison.folder / trial.folder / "trained.json" for trial in finals]
+    files = [comparison.folder / trial.folder / TRAINED for trial in finals]
     return Row(
         method,
         fraction,
@@ -189,7 +189,7 @@ def _failures(comparison: Comparison) -> str:
     lines = []
     for file in sorted(comparison.folder.glob(f"*/*/*/*/{FAILED}")):
         failure = json.loads(file.read_text())
-        lines.append(f"- `{file.parent.relative_to(comparison.folder)}`, {failure['tool']}.py: {failure['last']}")
+        lines.append(f"- `{file.parent.relative_to(comparison.folder)}`, {failure['tool']}: {failure['last']}")
     return "## Failed\n\n" + "\n".join(lines) if lines else ""
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,60 +11,64 @@ from pathlib import Path
 
 from ..delta.atomic_file import write_atomic
 
-FAILED = "failed.json"  #: in a trial's folder: why it ended in an error
+#: in a trial's folder: what its training was, what its test gave, and why it ended in an error
+TRAINED, SCORED, FAILED = "trained.json", "scored.json", "failed.json"
 
 
-def run_trial(folder: str | Path, tools: str | Path, kind: str, train_args: Sequence[str] = ()) -> None:
-    """Train, and of a final trial test, what ``config.py`` in a folder says; what is done already is not done again.
+def run_trial(
+    folder: str | Path, tools: str | Path, train_args: Sequence[str] = (), test_args: Sequence[str] | None = None
+) -> None:
+    """Train, and test if asked for, what ``config.py`` in a folder says; what is done already is not done again.
 
     Args:
         folder: The trial's.
         tools: The folder of ``train.py`` and ``test.py``.
-        kind: As of :class:`~.trial.Trial`.
         train_args: Further arguments of ``train.py``.
+        test_args: Further arguments of ``test.py``; None for a trial that is not tested and needs no checkpoint then.
 
     Raises:
-        RuntimeError: A tool was killed. Where one ended in an error, ``failed.json`` says so instead.
+        RuntimeError: A tool was ended by a signal. Where one ended in an error, ``failed.json`` says so instead.
     """
     folder, tools = Path(folder), Path(tools)
-    config = str(folder / "config.py")
-    with _alone_in(folder):
+    config, run = str(folder / "config.py"), folder / "run"
+    with _alone_in(folder) as lock:
         if (folder / FAILED).exists():
             return
         training = [str(tools / "train.py"), config, "--resume", *train_args]
-        if not (folder / "trained.json").exists() and not _run(folder, "train", training):
+        if not (folder / TRAINED).exists() and not _run(folder, training, lock):
             return
-        if kind == "final" and not (folder / "scored.json").exists():
-            checkpoint = (folder / "run" / "last_checkpoint").read_text().strip()
-            work = ["--work-dir", str(folder / "test"), "--out", str(folder / predictions_of(config))]
-            _run(folder, "test", [str(tools / "test.py"), config, checkpoint, *work])
-        if kind == "search":
-            for checkpoint_file in (folder / "run").glob("*.pth"):
-                checkpoint_file.unlink()
+        if test_args is not None and not (folder / SCORED).exists():
+            checkpoint = (run / "last_checkpoint").read_text().strip()
+            test = [str(tools / "test.py"), config, checkpoint, "--work-dir", str(folder / "test"), *test_args]
+            _run(folder, test, lock)
+        if test_args is None:
+            for file in run.glob("*.pth"):
+                file.unlink()
 
 
-def predictions_of(config: str) -> str:
-    """What ``test.py --out`` is to write: a folder of label maps, or a detector's file."""
-    return "predictions.pkl" if "default_scope = 'mmdet'" in Path(config).read_text() else "predictions"
-
-
-def _run(folder: Path, name: str, command: Sequence[str]) -> bool:
-    """Run a tool with its output in a log; gives whether it ended well."""
-    log = folder / f"{name}.log"
+def _run(folder: Path, command: Sequence[str], lock: int) -> bool:
+    """Run a tool with its output in a log; gives whether it ended well. It holds the lock too, if this is killed."""
+    tool = Path(command[0])
+    log = folder / f"{tool.stem}.log"
     with open(log, "ab") as output:
-        code = subprocess.run([sys.executable, *command], stdout=output, stderr=output, check=False).returncode
-    if code < 0:
-        raise RuntimeError(f"'{name}.py' was ended by signal {-code}: {log}; start the comparison again to go on")
+        code = subprocess.run(
+            [sys.executable, *command], stdout=output, stderr=output, check=False, pass_fds=[lock]
+        ).returncode
+    if code < 0 or code > 128:  # by Python, or as shells and StopSignalHook say it
+        raise RuntimeError(f"{tool.name} was ended by signal {abs(code) % 128}: {log}; the same command goes on")
     if code:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        failure = dict(tool=name, code=code, last=last[0] if last else "", log=str(log))
+        failure = dict(tool=tool.name, code=code, last=last[0] if last else "", log=str(log))
         write_atomic((json.dumps(failure, indent=1) + "\n").encode(), folder / FAILED)
     return code == 0
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _alone_in(folder: Path) -> Iterator[int]:
     """Wait until no other process runs this trial: one that was left behind when its comparison was killed."""
-    with open(folder / "lock", "w") as lock:
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock
+    finally:
+        os.close(lock)

@@ -56,8 +56,7 @@ class Trial:
     def folder(self) -> Path:
         """Where it lies in a study's folder."""
         rates = f"head{self.head_lr:g}" if self.lr is None else f"lr{self.lr:g}_head{self.head_lr:g}"
-        last = f"{rates}_seed{self.seed}" if self.kind == "search" else f"seed{self.seed}"
-        return Path(self.kind, slug(self.method), f"fraction{self.fraction:g}", last)
+        return Path(self.kind, slug(self.method), f"fraction{self.fraction:g}", f"{rates}_seed{self.seed}")
 
 
 def slug(method: str) -> str:

@@ -1,6 +1,7 @@
 """A comparison's folder: configs of trials, settings that must stay, scores that are there."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def test_scores_are_read_from_what_trials_wrote(segmentation_config: Config, tmp
     (comparison.prepare(final) / "scored.json").write_text(json.dumps(dict(mIoU=50.0)))
     (comparison.prepare(failed) / "failed.json").write_text(json.dumps(dict(tool="train", last="", log="")))
     assert comparison.scores() == {search: 40.0, final: 50.0, failed: None}
+    (comparison.prepare(final) / "scored.json").write_text(json.dumps(dict(mIoU=None)))
+    assert comparison.scores()[final] is None
     comparison.forget_failures()
     assert failed not in comparison.scores()
 
@@ -74,3 +77,54 @@ def test_a_folder_of_other_settings_is_refused_and_more_methods_are_not(
     segmentation_config.train_cfg.max_iters += 1
     with pytest.raises(ValueError, match=r"with other settings \(config\)"):
         make(segmentation_config, tmp_path / "out", Study(("full",), head_lr=1e-3))
+
+
+def test_a_metric_that_the_evaluator_does_not_give_ends_it_after_the_first_trial(
+    segmentation_config: Config, tmp_path: Path
+) -> None:
+    comparison = make(segmentation_config, tmp_path / "out", Study(("full",), head_lr=1e-3))
+    trial = Trial("search", "full", 1.0, 0, 1e-4, 1e-3)
+    (comparison.prepare(trial) / "trained.json").write_text(json.dumps(dict(scores=dict(mDice=40.0))))
+    with pytest.raises(ValueError, match="by 'mIoU', and that is none of what the evaluator gave, 'mDice'"):
+        comparison.scores()
+
+
+class Done:
+    """A job that has ended."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> None:
+        if self.error:
+            raise self.error
+
+
+def test_more_trials_later_and_a_trial_that_is_killed(segmentation_config: Config, tmp_path: Path) -> None:
+    """With scores that are best at 3e-5 at first, and at 1e-5 once it was tried."""
+    out, started, told = tmp_path / "out", [], []
+
+    def submit(_: Any, folder: str, tools: str, train_args: list[str], test_args: list[str] | None) -> Done:
+        trial = Trial(**json.loads(Path(folder, "trial.json").read_text()))
+        started.append(trial)
+        score = dict(mIoU=-abs(math.log10((trial.lr or 0) / 1e-5)))
+        file, record = ("trained.json", dict(scores=score)) if test_args is None else ("scored.json", score)
+        Path(folder, file).write_text(json.dumps(record))
+        return Done()
+
+    starts = {"full": (3e-5, 1e-4)}
+    for trials in (2, 4):
+        study = Study(("full",), seeds=1, trials=trials, head_lr=1e-3, starts=starts)
+        scores = make(segmentation_config, out, study).run(submit, 1, told.append)
+        assert len(scores) == len(started) == len(set(started)) == len(told)
+    finals = [trial.lr for trial in started if trial.kind == "final"]
+    assert finals == [3e-5, study.rate(scores, "full", 1.0)] and finals[1] < 2e-5
+
+    study = Study(("full", "head"), seeds=1, trials=4, head_lr=1e-3, starts=starts)
+    killed = make(segmentation_config, out, study)
+    with pytest.raises(RuntimeError, match=r"1 trials did not end: final/head/.*: signal 9"):
+        killed.run(lambda *_: Done(RuntimeError("signal 9")), 1, told.append)
+    assert told[-1].endswith("did not end")
