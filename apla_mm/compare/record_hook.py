@@ -28,13 +28,16 @@ class RecordHook(Hook):
 
     Args:
         folder: Where to write to.
+
+    Attributes:
+        times: Seconds that each training step took.
     """
 
     priority = "VERY_LOW"
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self._times: list[float] = []
+        self.times: list[float] = []
         self._since = 0.0
         self._scores: dict[str, float | None] = {}
 
@@ -47,7 +50,7 @@ class RecordHook(Hook):
     ) -> None:
         """Take the time of a step."""
         now = time.perf_counter()
-        self._times.append(now - self._since)
+        self.times.append(now - self._since)
         self._since = now
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -58,17 +61,21 @@ class RecordHook(Hook):
         """Write down what training was."""
         model = unwrapped(runner.model)
         rows = {name: trainable_table(part)[-1] for name, part in model.named_children() if name == "backbone"}
-        times = self._times[len(self._times) // 10 :]
         self._write(
             TRAINED,
             dict(
                 backbone=rows["backbone"].trained if rows else 0,
                 all=trainable_table(model)[-1].trained,
-                step=statistics.median(times) if times else None,
+                step=self.median_step(),
                 peak=peak_bytes(next(model.parameters()).device),
                 scores=self._scores,
             ),
         )
+
+    def median_step(self) -> float | None:
+        """Of :attr:`times` without the first tenth; None if there was no step."""
+        times = self.times[len(self.times) // 10 :]
+        return statistics.median(times) if times else None
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write down what a test gave."""

@@ -119,8 +119,7 @@ def write_report(comparison: Comparison, title: str) -> None:
     rows = rows_of(comparison)
     parts = [f"# {title}", _about(comparison), _results(rows, comparison.metric)]
     for fraction in comparison.study.fractions:
-        if pairs := differences(comparison, fraction):
-            parts.append(_pairs(pairs, fraction, comparison.metric))
+        parts.append(_pairs(differences(comparison, fraction), fraction, comparison.metric))
     parts += [_searches(rows, comparison.metric), _failures(comparison)]
     text = "\n\n".join(filter(None, parts)) + "\n"
     write_atomic(text.encode(), comparison.folder / "report.md")
@@ -165,14 +164,19 @@ def _results(rows: Sequence[Row], metric: str) -> str:
 
 
 def _pairs(pairs: dict[tuple[str, str], Difference], fraction: float, metric: str) -> str:
+    title = f"## Pairs, fraction {fraction:g}\n\n"
+    if not pairs:
+        return (
+            f"{title}None can be compared: two methods need final runs on the same test images, and {metric} what each "
+            "image adds to it, as mIoU and COCO's AP have."
+        )
     cells = [
         (one, other, f"{d.mean:+.3g}", f"{d.low:+.3g} to {d.high:+.3g}", "yes" if d.decided else "no")
         for (one, other), d in sorted(pairs.items(), key=lambda pair: -pair[1].mean)
     ]
     head = ("ahead", "behind", f"{metric} by", "95 % interval", "decided")
-    return f"## Pairs, fraction {fraction:g}\n\nBootstrap over test images, paired, and over runs.\n\n" + table(
-        head, cells, left=2, markdown=True
-    )
+    about = "Bootstrap over test images, paired, and over runs.\n\n"
+    return title + about + table(head, cells, left=2, markdown=True)
 
 
 def _searches(rows: Sequence[Row], metric: str) -> str:

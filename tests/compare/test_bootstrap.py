@@ -1,14 +1,9 @@
 """Intervals of differences, against draws whose answer is known."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
-from mmseg.evaluation.metrics import IoUMetric
 
-from apla_mm.compare.bootstrap import Array, ScoreOf, difference, mean_iou
-from apla_mm.compare.image_areas import ImageAreas
+from apla_mm.compare.bootstrap import Array, ScoreOf, difference
 
 
 def mean_of(values: Array) -> ScoreOf:
@@ -38,23 +33,3 @@ def test_spread_of_runs_is_in_the_interval() -> None:
     runs = [mean_of(flat * value) for value in (48.0, 50.0, 52.0)]
     found = difference(runs, [mean_of(flat * 49.5)], 50)
     assert found.low < 0 < found.high and not found.decided
-
-
-def test_mean_iou_is_mmsegs(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for i in range(5):
-        label, predicted = (torch.randint(3, (1, 8, 9), generator=generator) for _ in range(2))
-        label[0, 0] = 255
-        samples.append(dict(img_path=f"{5 - i}.jpg", pred_sem_seg=dict(data=predicted), gt_sem_seg=dict(data=label)))
-    theirs, ours = IoUMetric(), ImageAreas(str(tmp_path / "areas.npz"))
-    for metric in (theirs, ours):
-        metric.dataset_meta = dict(classes=("a", "b", "c", "d"))
-        metric.process({}, samples)
-    right = theirs.evaluate(5)["mIoU"]
-    assert ours.evaluate(5) == {}
-    images, score = mean_iou(tmp_path / "areas.npz")
-    assert images == [f"{i}.jpg" for i in range(1, 6)]
-    assert score(np.ones((1, 5)))[0] == pytest.approx(right, abs=0.006)  # mmseg rounds
-    twice = score(np.array([[2.0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]))
-    assert twice.shape == (2,) and twice[0] != twice[1]
