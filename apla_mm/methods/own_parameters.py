@@ -13,14 +13,19 @@ from .tuning_method import Merged, check_plain
 
 
 @dataclass(frozen=True)
-class Full(Merged):
-    """Full fine-tuning: all trains that the backbone has not frozen itself.
+class _Recomputing(Merged):
+    """A method beside which blocks may compute again.
 
     Args:
-        recompute: What blocks compute again in backward; see :func:`~apla_mm.method.recompute.set_recompute`.
+        recompute: What they compute again in backward; see :func:`~apla_mm.method.recompute.set_recompute`.
     """
 
     recompute: str = "none"
+
+
+@dataclass(frozen=True)
+class Full(_Recomputing):
+    """Full fine-tuning: all trains that the backbone has not frozen itself."""
 
     def prepare(self, backbone: nn.Module) -> None:
         """Leave the backbone as it is, but for what it computes again."""
@@ -39,14 +44,8 @@ class Head(Merged):
 
 
 @dataclass(frozen=True)
-class Norm(Merged):
-    """The norms' weights and biases train.
-
-    Args:
-        recompute: What blocks compute again in backward; see :func:`~apla_mm.method.recompute.set_recompute`.
-    """
-
-    recompute: str = "none"
+class Norm(_Recomputing):
+    """The norms' weights and biases train."""
 
     def prepare(self, backbone: nn.Module) -> None:
         """Freeze all but the norms.
@@ -58,14 +57,8 @@ class Norm(Merged):
 
 
 @dataclass(frozen=True)
-class BitFit(Merged):
-    """BitFit (arXiv 2106.10199): biases train, the norms' included.
-
-    Args:
-        recompute: What blocks compute again in backward; see :func:`~apla_mm.method.recompute.set_recompute`.
-    """
-
-    recompute: str = "none"
+class BitFit(_Recomputing):
+    """BitFit (arXiv 2106.10199): biases train, the norms' included."""
 
     def prepare(self, backbone: nn.Module) -> None:
         """Freeze all but the biases.
@@ -77,16 +70,11 @@ class BitFit(Merged):
 
 
 @dataclass(frozen=True)
-class WO(Merged):
+class WO(_Recomputing):
     """W_O trains in full, by ``requires_grad``, and no module is replaced: what APLA's authors do in segmentors.
 
     ``apla`` with ``r='full'`` trains the same, with attention that is fused.
-
-    Args:
-        recompute: What blocks compute again in backward; see :func:`~apla_mm.method.recompute.set_recompute`.
     """
-
-    recompute: str = "none"
 
     def prepare(self, backbone: nn.Module) -> None:
         """Freeze all but the projections.

@@ -1,5 +1,6 @@
 """Tools in this process, where a process of their own would take seconds to start."""
 
+import argparse
 import importlib.util
 import runpy
 import sys
@@ -8,7 +9,10 @@ from types import ModuleType
 
 import pytest
 from helpers import ROOT
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
+
+from apla_mm.options.command_line import add_common_arguments, load_config
 
 CONVERTERS = ROOT / "tools/model_converters"
 
@@ -29,3 +33,11 @@ def load_tool(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def read_config(config: Path, *options: str) -> Config:
+    """A config as tools read it with these options; the variables that they set are put back after each test."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    add_common_arguments(parser)
+    return load_config(parser.parse_args([str(config), *(("--cfg-options", *options) if options else ())]))

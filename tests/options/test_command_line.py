@@ -1,33 +1,22 @@
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.tools import read_config
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
 from apla_mm.data.folders import check_folders
 from apla_mm.data.reading import DataError
 from apla_mm.options.agreement.check import find_problems
-from apla_mm.options.command_line import add_common_arguments, load_config
+from apla_mm.options.command_line import add_common_arguments
 
 DETECTION = Path(__file__).parents[2] / "configs/det/apla_vitb_custom.py"
 TRAIN, VAL = "annotations/instances_train.json", "annotations/instances_val.json"
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
-    """Gives a config as tools read it with these options."""
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # load_config sets both: put them back afterwards
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    parser = argparse.ArgumentParser()
-    parser.add_argument("config")
-    add_common_arguments(parser)
-
-    def load(*options: str, config: Path = DETECTION) -> Config:
-        return load_config(parser.parse_args([str(config), *(("--cfg-options", *options) if options else ())]))
-
-    return load
+def load(*options: str, config: Path = DETECTION) -> Config:
+    return read_config(config, *options)
 
 
 def truths(cfg: Config) -> tuple[str, str]:
@@ -46,14 +35,12 @@ def truths(cfg: Config) -> tuple[str, str]:
     ],
 )
 def test_evaluators_compare_with_the_file_of_the_data_set_they_score(
-    load: Callable[..., Config], options: tuple[str, ...], val: str, test: str
+    options: tuple[str, ...], val: str, test: str
 ) -> None:
     assert truths(load(*options)) == (val, test)
 
 
-def test_each_of_several_evaluators_follows_unless_it_takes_the_truth_from_the_data(
-    load: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_each_of_several_evaluators_follows_unless_it_takes_the_truth_from_the_data(tmp_path: Path) -> None:
     config = tmp_path / "several.py"
     config.write_text(
         f"_base_ = {str(DETECTION)!r}\n"
@@ -66,7 +53,7 @@ def test_each_of_several_evaluators_follows_unless_it_takes_the_truth_from_the_d
     assert (first.ann_file, third.ann_file) == (f"/a/{VAL}", "y.json")
 
 
-def test_evaluator_of_several_data_sets_keeps_its_file(load: Callable[..., Config], tmp_path: Path) -> None:
+def test_evaluator_of_several_data_sets_keeps_its_file(tmp_path: Path) -> None:
     config = tmp_path / "several.py"
     config.write_text(
         f"_base_ = {str(DETECTION)!r}\n"
@@ -76,7 +63,7 @@ def test_evaluator_of_several_data_sets_keeps_its_file(load: Callable[..., Confi
     assert truths(load("data_root=/a", config=config)) == (f"data/my_dataset/{VAL}", f"/a/{VAL}")
 
 
-def test_segmentation_config_has_no_such_file(load: Callable[..., Config]) -> None:
+def test_segmentation_config_has_no_such_file() -> None:
     cfg = load("data_root=/a", config=DETECTION.parents[1] / "seg/apla_vitb_custom.py")
     assert "ann_file" not in cfg.val_evaluator
 
@@ -107,14 +94,14 @@ def test_options_given_in_two_goes_are_all_kept() -> None:
     assert both == {"classes": "stop sign", "x": 1}
 
 
-def test_classes_of_coco_can_be_given_as_an_option(load: Callable[..., Config]) -> None:
+def test_classes_of_coco_can_be_given_as_an_option() -> None:
     names = CocoDataset.METAINFO["classes"]
     cfg = load(f"classes={','.join(names)}")
     assert tuple(cfg.train_dataloader.dataset.metainfo.classes) == names
     assert cfg.model.roi_head.bbox_head.num_classes == 80
 
 
-def test_missing_parts_of_a_coco_data_set_are_named(load: Callable[..., Config], coco_root: Path) -> None:
+def test_missing_parts_of_a_coco_data_set_are_named(coco_root: Path) -> None:
     cfg = load(f"data_root={coco_root}")
     check_folders(cfg)
     for missing, expected in (
@@ -127,7 +114,7 @@ def test_missing_parts_of_a_coco_data_set_are_named(load: Callable[..., Config],
         (coco_root / "moved").rename(coco_root / missing)
 
 
-def test_missing_file_of_an_evaluator_is_named(load: Callable[..., Config], coco_root: Path) -> None:
+def test_missing_file_of_an_evaluator_is_named(coco_root: Path) -> None:
     cfg = load(f"data_root={coco_root}", "test_evaluator.ann_file=no.json")
     check_folders(cfg, ("train_dataloader", "val_dataloader"))
     with pytest.raises(DataError) as error:
@@ -138,7 +125,7 @@ def test_missing_file_of_an_evaluator_is_named(load: Callable[..., Config], coco
     )
 
 
-def test_what_is_kept_elsewhere_is_not_looked_for(load: Callable[..., Config]) -> None:
+def test_what_is_kept_elsewhere_is_not_looked_for() -> None:
     check_folders(load("data_root=s3://bucket/coco"))
 
 
@@ -161,9 +148,7 @@ def pipelines_of(cfg: Config, kind: str) -> tuple[list, list]:
     ],
 )
 @pytest.mark.parametrize("config", [SEGMENTATION, DETECTION])
-def test_pipelines_by_name_are_those_of_the_loaders(
-    load: Callable[..., Config], config: Path, options: list[str]
-) -> None:
+def test_pipelines_by_name_are_those_of_the_loaders(config: Path, options: list[str]) -> None:
     if config == DETECTION:
         options = [option for option in options if not option.startswith("crop_size=96") and "train" not in option]
     cfg = load(*options, config=config)
@@ -175,13 +160,13 @@ def test_pipelines_by_name_are_those_of_the_loaders(
     assert (pipelines_of(cfg, "test")[0] != pipelines_of(plain, "test")[0]) == bool(named)
 
 
-def test_pipeline_that_no_loader_uses_is_left_alone(load: Callable[..., Config], tmp_path: Path) -> None:
+def test_pipeline_that_no_loader_uses_is_left_alone(tmp_path: Path) -> None:
     config = tmp_path / "own.py"
     config.write_text(f"_base_ = {str(SEGMENTATION)!r}\ntest_pipeline = [dict(type='Own')]\n")
     assert load("crop_size=64", config=config).test_pipeline == [dict(type="Own")]
 
 
-def test_boxes_alone_follow_one_option(load: Callable[..., Config]) -> None:
+def test_boxes_alone_follow_one_option() -> None:
     cfg = load("with_mask=False", "val_evaluator.classwise=True")
     assert cfg.model.roi_head.mask_head is None
     assert [cfg[f"{split}_evaluator"].metric for split in ("val", "test")] == ["bbox", "bbox"]
@@ -190,13 +175,13 @@ def test_boxes_alone_follow_one_option(load: Callable[..., Config]) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_no_workers_means_no_settings_of_workers(load: Callable[..., Config], split: str) -> None:
+def test_no_workers_means_no_settings_of_workers(split: str) -> None:
     loader = load(f"{split}_dataloader.num_workers=0")[f"{split}_dataloader"]
     assert "persistent_workers" not in loader
     assert load(f"{split}_dataloader.num_workers=2")[f"{split}_dataloader"].persistent_workers is True
 
 
-def test_none_takes_any_hook_out(load: Callable[..., Config]) -> None:
+def test_none_takes_any_hook_out() -> None:
     assert "lean_heads" in load().default_hooks
     hooks = load("default_hooks.lean_heads=None", "default_hooks.checkpoint=None").default_hooks
     assert "lean_heads" not in hooks

@@ -1,18 +1,16 @@
 """The key `method`, on the command line and in config files, in every config."""
 
-import argparse
 import copy
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tools import read_config
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
 from apla_mm.methods import METHODS
-from apla_mm.options.command_line import add_common_arguments, load_config
 from apla_mm.options.method import CHECKS, HOOK_ALONE, set_method
 from apla_mm.tuning.apla_hook import APLAHook
 from apla_mm.tuning.trainable_check_hook import TrainableCheckHook
@@ -22,21 +20,6 @@ CONFIGS = sorted(path for kind in ("seg", "det") for path in (FOLDER / kind).glo
 CUSTOM = FOLDER / "seg/apla_vitb_custom.py"
 SWIN = FOLDER / "seg/upernet_swin-t_apla_8xb2-160k_ade20k-512x512.py"
 LORA = dict(type="lora", r=8, layers="qkv")
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
-    """Gives a config as tools read it with these options."""
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # load_config sets both: put them back afterwards
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    parser = argparse.ArgumentParser()
-    parser.add_argument("config")
-    add_common_arguments(parser)
-
-    def load(config: Path, *options: str) -> Config:
-        return load_config(parser.parse_args([str(config), *(("--cfg-options", *options) if options else ())]))
-
-    return load
 
 
 def hook_of(cfg: Config) -> dict[str, Any]:
@@ -78,32 +61,32 @@ def test_every_config_takes_every_method(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("path", [CUSTOM, SWIN], ids=["APLAViT", "Swin"])
-def test_on_the_command_line(load: Callable[..., Config], path: Path, options: list[str], method: dict) -> None:
-    cfg = load(path, *options)
+def test_on_the_command_line(path: Path, options: list[str], method: dict) -> None:
+    cfg = read_config(path, *options)
     assert hook_of(cfg) == dict(type="TuningHook", method=method)
     assert "method" not in cfg and "apla" not in cfg.model.backbone
 
 
-def test_in_a_config_file_and_changed_on_the_command_line(load: Callable[..., Config], tmp_path: Path) -> None:
+def test_in_a_config_file_and_changed_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(f"_base_ = {str(SWIN)!r}\nmethod = dict(type='lora', r=8, layers='qkv')\n")
-    assert hook_of(load(path)) == dict(type="TuningHook", method=LORA)
-    assert hook_of(load(path, "method.r=2")) == dict(type="TuningHook", method=dict(LORA, r=2))
-    assert hook_of(load(path, "method=bitfit")) == dict(type="TuningHook", method=dict(type="bitfit"))
+    assert hook_of(read_config(path)) == dict(type="TuningHook", method=LORA)
+    assert hook_of(read_config(path, "method.r=2")) == dict(type="TuningHook", method=dict(LORA, r=2))
+    assert hook_of(read_config(path, "method=bitfit")) == dict(type="TuningHook", method=dict(type="bitfit"))
     path.write_text(f"_base_ = {str(SWIN)!r}\nmethod = 'wo'\n")
-    assert hook_of(load(path)) == dict(type="TuningHook", method=dict(type="wo"))
+    assert hook_of(read_config(path)) == dict(type="TuningHook", method=dict(type="wo"))
 
 
-def test_apla_by_the_backbone_or_by_the_hook(load: Callable[..., Config]) -> None:
-    cfg = load(CUSTOM, "method=apla:r=16,recompute=mlp,prove=False")
+def test_apla_by_the_backbone_or_by_the_hook() -> None:
+    cfg = read_config(CUSTOM, "method=apla:r=16,recompute=mlp,prove=False")
     assert cfg.model.backbone.apla == dict(r=16, recompute="mlp")
     assert hook_of(cfg) == dict(type="APLAHook", prove=False)
-    cfg = load(CUSTOM, "method=apla:blocks=none,train_norm=True")  # which the hook alone takes
+    cfg = read_config(CUSTOM, "method=apla:blocks=none,train_norm=True")  # which the hook alone takes
     assert "apla" not in cfg.model.backbone
     assert hook_of(cfg) == dict(type="APLAHook", blocks="none", train_norm=True)
-    cfg = load(SWIN, "method=apla:r=0.25,frozen_eval=False,seed=3")
+    cfg = read_config(SWIN, "method=apla:r=0.25,frozen_eval=False,seed=3")
     assert hook_of(cfg) == dict(type="APLAHook", r=0.25, seed=3, frozen_eval=False)
-    for cfg in (load(CUSTOM, "method=apla:r=4"), load(SWIN, "method=apla:r=4,train_bias=True")):
+    for cfg in (read_config(CUSTOM, "method=apla:r=4"), read_config(SWIN, "method=apla:r=4,train_bias=True")):
         HOOKS.build(hook_of(cfg))
 
 
@@ -130,9 +113,9 @@ def test_what_the_hook_had_to_check_and_where_stays() -> None:
         (["method=head:train_norm=True"], "method 'head': .*'train_norm'; it takes nothing"),
     ],
 )
-def test_what_is_no_method_is_an_error(load: Callable[..., Config], options: list[str], message: str) -> None:
+def test_what_is_no_method_is_an_error(options: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load(CUSTOM, *options)
+        read_config(CUSTOM, *options)
 
 
 def test_two_hooks_are_not_guessed_at() -> None:
@@ -143,11 +126,11 @@ def test_two_hooks_are_not_guessed_at() -> None:
     assert cfg.custom_hooks == hooks
 
 
-def test_options_of_what_is_gone_are_errors(load: Callable[..., Config]) -> None:
+def test_options_of_what_is_gone_are_errors() -> None:
     """What is set in one place by name has the last word, and what nothing reads then is refused."""
     with pytest.raises(TypeError, match="unexpected keyword argument 'r'"):
-        HOOKS.build(hook_of(load(SWIN, "method=head", "custom_hooks.1.r=4")))
-    cfg = load(CUSTOM, "method=head", "model.backbone.apla.r=4")
+        HOOKS.build(hook_of(read_config(SWIN, "method=head", "custom_hooks.1.r=4")))
+    cfg = read_config(CUSTOM, "method=head", "model.backbone.apla.r=4")
     assert cfg.model.backbone.apla == dict(r=4)  # which TuningHook refuses
 
 

@@ -1,4 +1,3 @@
-import argparse
 import copy
 import re
 from collections.abc import Iterator
@@ -6,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tools import read_config
 from mmengine.config import Config
 from mmengine.registry import DATASETS, PARAM_SCHEDULERS, DefaultScope
 from torch import nn
 from torch.optim import SGD
 
-from apla_mm.options.command_line import add_common_arguments, load_config
 from apla_mm.options.shared_options import apply_shared_options
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -328,16 +327,11 @@ def test_schedule_can_be_built_and_ends_with_training_at_any_length(custom: Conf
     ],
 )
 def test_option_given_for_one_place_is_not_overridden_by_a_shared_one(
-    key: str, value: Any, shared: str, elsewhere: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+    key: str, value: Any, shared: str, elsewhere: tuple[str, Any]
 ) -> None:
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # load_config sets both: put them back afterwards
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    parser = argparse.ArgumentParser()
-    parser.add_argument("config")
-    add_common_arguments(parser)
     single = f"{key}={value}".replace(" ", "")
     for options in ([single, shared], [shared, single]):
-        cfg = load_config(parser.parse_args([str(CUSTOM), "--cfg-options", *options]))
+        cfg = read_config(CUSTOM, *options)
         found = leaves(cfg.to_dict())
         assert (found[key], found[elsewhere[0]]) == (value, elsewhere[1])
 

@@ -1,20 +1,18 @@
 """Settings that do not agree are named before a runner is built, with options that mend them."""
 
-import argparse
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import mmdet
 import mmseg
 import pytest
 from helpers import ROOT
+from helpers.tools import read_config
 from mmengine.config import Config
 
 from apla_mm.options.agreement import DisagreementError, Problem, check_agreement
 from apla_mm.options.agreement.check import find_problems
-from apla_mm.options.command_line import add_common_arguments, load_config
 
 FOLDER = ROOT / "configs"
 OURS = sorted([*FOLDER.glob("seg/*.py"), *FOLDER.glob("det/*.py"), *FOLDER.glob("demo/digits*.py")])
@@ -215,27 +213,11 @@ CASES: list[tuple[Path, list[str], str, bool]] = [
 ]
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
-    """Gives a config as tools read it with these options."""
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # load_config sets both: put them back afterwards
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("config")
-    add_common_arguments(parser)
-
-    def load(config: Path, *options: str) -> Config:
-        return load_config(parser.parse_args([str(config), *(("--cfg-options", *options) if options else ())]))
-
-    return load
-
-
 @pytest.mark.parametrize(("config", "options", "where", "error"), CASES, ids=lambda value: str(value)[-70:])
 def test_settings_that_do_not_agree_are_named_and_the_printed_options_mend_them(
-    load: Callable[..., Config], config: Path, options: list[str], where: str, error: bool
+    config: Path, options: list[str], where: str, error: bool
 ) -> None:
-    problems = {problem.where: problem for problem in find_problems(load(config, *options))}
+    problems = {problem.where: problem for problem in find_problems(read_config(config, *options))}
     assert where in problems, problems.keys()
     problem = problems[where]
     assert problem.error is error
@@ -244,13 +226,13 @@ def test_settings_that_do_not_agree_are_named_and_the_printed_options_mend_them(
     if not problem.cure:
         assert problem.hint
         return
-    mended = load(config, *options, *shlex.split(printed[0])[1:])
+    mended = read_config(config, *options, *shlex.split(printed[0])[1:])
     assert where not in {problem.where for problem in find_problems(mended)}
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
-def test_our_configs_raise_no_false_alarm(load: Callable[..., Config], path: Path) -> None:
-    assert [str(problem) for problem in find_problems(load(path))] == []
+def test_our_configs_raise_no_false_alarm(path: Path) -> None:
+    assert [str(problem) for problem in find_problems(read_config(path))] == []
 
 
 SHIPPED = [
@@ -313,10 +295,10 @@ def test_shipped_configs_of_mmseg_and_mmdet_are_no_errors(path: Path) -> None:
     assert [str(problem) for problem in find_problems(Config.fromfile(path)) if problem.error] == []
 
 
-def test_all_errors_are_told_at_once_and_warnings_with_them(load: Callable[..., Config]) -> None:
+def test_all_errors_are_told_at_once_and_warnings_with_them() -> None:
     options = ["val_evaluator.iou_metrics=[mDice]", "model.decode_head.in_index=9", f"{MEAN}=0,0,0"]
     with pytest.raises(DisagreementError) as error:
-        check_agreement(load(SEG, *options))
+        check_agreement(read_config(SEG, *options))
     first, *lines = str(error.value).splitlines()
     assert first == "2 settings do not agree with others:"
     assert [line.split(": ")[0].strip() for line in lines] == [
@@ -326,8 +308,8 @@ def test_all_errors_are_told_at_once_and_warnings_with_them(load: Callable[..., 
     ]
 
 
-def test_warnings_alone_are_given_back(load: Callable[..., Config]) -> None:
-    (warning,) = check_agreement(load(SEG, f"{MEAN}=123.675,116.28,103.53"))
+def test_warnings_alone_are_given_back() -> None:
+    (warning,) = check_agreement(read_config(SEG, f"{MEAN}=123.675,116.28,103.53"))
     assert warning == (
         "model.data_preprocessor.mean: the pretrained weights 'vit_base_patch16_384.augreg_in21k_ft_in1k' saw other "
         "images: mean=(123.675, 116.28, 103.53) where they had (127.5, 127.5, 127.5); --cfg-options "
@@ -335,23 +317,25 @@ def test_warnings_alone_are_given_back(load: Callable[..., Config]) -> None:
     )
 
 
-def test_rules_of_training_are_left_out_in_a_test(load: Callable[..., Config]) -> None:
-    cfg = load(SEG, "val_evaluator.iou_metrics=[mDice]", "train_cfg.max_iters=80000", "train_dataloader.num_workers=-1")
+def test_rules_of_training_are_left_out_in_a_test() -> None:
+    cfg = read_config(
+        SEG, "val_evaluator.iou_metrics=[mDice]", "train_cfg.max_iters=80000", "train_dataloader.num_workers=-1"
+    )
     assert find_problems(cfg, ("test_dataloader",)) == []
 
 
-def test_other_weights_than_timms_may_have_seen_any_images(load: Callable[..., Config]) -> None:
+def test_other_weights_than_timms_may_have_seen_any_images() -> None:
     for option in ("model.backbone.pretrained=False", "model.backbone.model_kwargs.depth=12"):
-        assert find_problems(load(SEG, f"{MEAN}=0,0,0", option)) == []
+        assert find_problems(read_config(SEG, f"{MEAN}=0,0,0", option)) == []
 
 
-def test_a_path_of_weights_is_of_the_model_that_is_named(load: Callable[..., Config]) -> None:
-    problems = find_problems(load(SEG, f"{MEAN}=0,0,0", "model.backbone.pretrained=weights.pth"))
+def test_a_path_of_weights_is_of_the_model_that_is_named() -> None:
+    problems = find_problems(read_config(SEG, f"{MEAN}=0,0,0", "model.backbone.pretrained=weights.pth"))
     assert [problem.where for problem in problems] == [MEAN]
 
 
-def test_monitors_of_hooks_and_schedulers_are_scores_too(load: Callable[..., Config]) -> None:
-    cfg = load(SEG)
+def test_monitors_of_hooks_and_schedulers_are_scores_too() -> None:
+    cfg = read_config(SEG)
     cfg.custom_hooks.append(dict(type="EarlyStoppingHook", monitor="mDice"))
     cfg.param_scheduler.append(dict(type="ReduceOnPlateauLR", monitor="loss_val", by_epoch=False))
     assert [(p.where, p.error) for p in find_problems(cfg)] == [
@@ -360,8 +344,8 @@ def test_monitors_of_hooks_and_schedulers_are_scores_too(load: Callable[..., Con
     ]
 
 
-def test_training_by_epochs_counts_epochs(load: Callable[..., Config]) -> None:
-    cfg = load(SEG)
+def test_training_by_epochs_counts_epochs() -> None:
+    cfg = read_config(SEG)
     cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=20)
     cfg.param_scheduler = [
         dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=500),
@@ -376,11 +360,11 @@ def test_training_by_epochs_counts_epochs(load: Callable[..., Config]) -> None:
     }
 
 
-def test_resume_from_elsewhere_than_the_latest_checkpoint(load: Callable[..., Config], tmp_path: Path) -> None:
+def test_resume_from_elsewhere_than_the_latest_checkpoint(tmp_path: Path) -> None:
     options = ["resume=True", "load_from=begin.pth", f"work_dir={tmp_path}"]
-    assert find_problems(load(SEG, *options)) == []
+    assert find_problems(read_config(SEG, *options)) == []
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
-    (problem,) = find_problems(load(SEG, *options))
+    (problem,) = find_problems(read_config(SEG, *options))
     assert (problem.where, problem.error) == ("load_from", False)
     assert "'begin.pth'" in problem.what and f"'{tmp_path}/iter_2.pth'" in problem.what
 
@@ -390,21 +374,20 @@ def test_resume_from_elsewhere_than_the_latest_checkpoint(load: Callable[..., Co
     [("none", "1", "SyncBN", 1), ("pytorch", "2", "SyncBN", 0), ("pytorch", "2", "BN", 1), (None, "1", "SyncBN", 0)],
 )
 def test_batch_norm_of_one_image_depends_on_who_shares_it(
-    load: Callable[..., Config],
     launcher: str | None,
     processes: str,
     norm: str,
     found: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cfg = load(SWIN, "train_dataloader.batch_size=1", f"model.decode_head.norm_cfg.type={norm}")
+    cfg = read_config(SWIN, "train_dataloader.batch_size=1", f"model.decode_head.norm_cfg.type={norm}")
     monkeypatch.setenv("WORLD_SIZE", processes)
     cfg.launcher = launcher
     assert len(find_problems(cfg)) == found
 
 
-def test_options_without_workers_leave_out_what_needs_workers(load: Callable[..., Config]) -> None:
-    cfg = load(SEG, *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")))
+def test_options_without_workers_leave_out_what_needs_workers() -> None:
+    cfg = read_config(SEG, *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")))
     assert find_problems(cfg) == []
     assert not any(cfg[f"{split}_dataloader"].get("persistent_workers") for split in ("train", "val", "test"))
 

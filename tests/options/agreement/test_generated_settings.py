@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
+from helpers.tools import read_config
 from mmengine.config import Config
 
 from apla_mm.option_values import pasted
 from apla_mm.options.agreement.check import find_problems
 from apla_mm.options.agreement.problems import Problem, find, keyed, parts
-from apla_mm.options.command_line import add_common_arguments, load_config
+from apla_mm.options.command_line import add_common_arguments
 
 SEEDS = range(40)
 OURS = sorted([*(ROOT / "configs/seg").glob("*.py"), *(ROOT / "configs/det").glob("*.py")])
@@ -24,21 +25,8 @@ Options = dict[str, Any]
 Draw = Callable[[Config, random.Random], Options | None]
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Options], Config]:
-    """Gives a config as tools read it with these options."""
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # load_config sets both: put them back afterwards
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("config")
-    add_common_arguments(parser)
-
-    def load(config: Path, options: Options) -> Config:
-        given = shlex.split(pasted(options)) if options else []
-        return load_config(parser.parse_args([str(config), *given]))
-
-    return load
+def load(config: Path, options: Options) -> Config:
+    return read_config(config, *(shlex.split(pasted(options))[1:] if options else []))
 
 
 def heads_of(cfg: Config) -> list[str]:
@@ -355,7 +343,7 @@ def cured(problems: list[Problem]) -> Options:
     return found
 
 
-def check(load: Callable[..., Config], config: Path, changes: dict[str, Options]) -> None:
+def check(config: Path, changes: dict[str, Options]) -> None:
     """Each change is named, and what is printed to cure it does, also where a cure has another problem behind it."""
     options = {key: value for one in changes.values() for key, value in one.items()}
     problems = find_problems(load(config, options))
@@ -375,7 +363,7 @@ def check(load: Callable[..., Config], config: Path, changes: dict[str, Options]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_harmless_changes_are_not_refused(load: Callable[..., Config], seed: int) -> None:
+def test_harmless_changes_are_not_refused(seed: int) -> None:
     draw = random.Random(seed)
     config = draw.choice(OURS)
     changes = drawn(HARMLESS, load(config, {}), draw, draw.randint(1, 3))
@@ -384,19 +372,19 @@ def test_harmless_changes_are_not_refused(load: Callable[..., Config], seed: int
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_breaks_an_agreement_is_named_and_cured(load: Callable[..., Config], seed: int) -> None:
+def test_what_breaks_an_agreement_is_named_and_cured(seed: int) -> None:
     draw = random.Random(1000 + seed)
     config = draw.choice(OURS)
-    check(load, config, drawn(BREAKING, load(config, {}), draw, draw.randint(1, 3)))
+    check(config, drawn(BREAKING, load(config, {}), draw, draw.randint(1, 3)))
 
 
 @pytest.mark.parametrize("name", BREAKING)
-def test_each_of_them_is_named_in_several_configs(load: Callable[..., Config], name: str) -> None:
+def test_each_of_them_is_named_in_several_configs(name: str) -> None:
     draw = random.Random(name)
     tried = 0
     for config in draw.sample(OURS, len(OURS)):
         changes = drawn({name: BREAKING[name]}, load(config, {}), draw, 1)
         if changes and tried < 3:
-            check(load, config, changes)
+            check(config, changes)
             tried += 1
     assert tried
