@@ -30,10 +30,10 @@ def make_dataset(root: Path, seed: int = 0) -> None:
         for pool_id, (pool, count) in enumerate(counts.items()):
             for i in range(count):
                 # one generator per scene: more scenes leave the others as they are
-                image, mask, _ = make_scene(np.random.default_rng([seed, split_id, pool_id, i]), pools[pool])
+                scene = make_scene(np.random.default_rng([seed, split_id, pool_id, i]), pools[pool])
                 name = f"{pool}_{i:04d}.png"
-                _write(images / name, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-                _write(annotations / name, mask)
+                _write(images / name, cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR))
+                _write(annotations / name, scene.mask)
 
 
 def _write(path: Path, image: np.ndarray) -> None:

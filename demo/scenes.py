@@ -29,6 +29,24 @@ class Digits:
     labels: np.ndarray
 
 
+@dataclass(frozen=True)
+class Scene:
+    """An image of digits, and what is known of it.
+
+    Attributes:
+        image: uint8 (size, size, 3), RGB.
+        mask: The classes of its pixels, uint8 (size, size), 0 for background and ``d + 1`` for the strokes of digit
+            ``d``.
+        members: Which digits of the pool it holds.
+        centres: Where they lie, (x, y) in pixels each.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    members: list[int]
+    centres: list[tuple[float, float]]
+
+
 def digit_pools(seed: int = 0) -> dict[str, Digits]:
     """Splits the handwritten digits into disjoint pools, each with all ten classes.
 
@@ -50,9 +68,7 @@ def digit_pools(seed: int = 0) -> dict[str, Digits]:
     return {name: Digits(images[(i := np.concatenate(parts))], labels[i]) for name, parts in members.items()}
 
 
-def make_scene(
-    rng: np.random.Generator, digits: Digits, size: int = 96, count: int = 4, clutter: int = 5
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def make_scene(rng: np.random.Generator, digits: Digits, size: int = 96, count: int = 4, clutter: int = 5) -> Scene:
     """Draws one scene: digits among distractors of the same strokes and colours, so that only shape tells them apart.
 
     Args:
@@ -61,10 +77,6 @@ def make_scene(
         size: height and width of the scene.
         count: how many digits are placed; fewer where there is no room.
         clutter: how many distractors lie beneath the digits.
-
-    Returns:
-        The image, uint8 (size, size, 3) RGB; the classes of its pixels, uint8 (size, size), 0 for background and
-        ``d + 1`` for the strokes of digit ``d``; and which of ``digits`` it holds.
     """
     image = _background(rng, size)
     mask = np.zeros((size, size), np.uint8)
@@ -72,26 +84,29 @@ def make_scene(
         alpha = _scribble(rng, size) if rng.random() < 0.5 else _scrambled_digit(rng, digits, size)
         _paint(rng, image, alpha)
     occupied = np.zeros((size, size), bool)
-    placed: list[int] = []
+    members: list[int] = []
+    centres: list[tuple[float, float]] = []
     for _ in range(count * 10):
-        if len(placed) == count:
+        if len(members) == count:
             break
         index = int(rng.integers(len(digits.labels)))
         scale = rng.uniform(3, 5)
-        alpha = _place(rng, digits.images[index], size, scale, margin=3.2 * scale)
+        centre = rng.uniform(3.2 * scale, size - 3.2 * scale, 2)
+        alpha = _place(rng, digits.images[index], size, scale, centre)
         stroke = alpha > 0.5
         if occupied[stroke].mean() > 0.1:  # partly hidden is welcome, unreadable is not
             continue
         _paint(rng, image, alpha)
         mask[stroke] = digits.labels[index] + 1
         occupied |= cv2.dilate(stroke.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-        placed.append(index)
+        members.append(index)
+        centres.append((centre[0], centre[1]))
     for _ in range(rng.integers(3)):
         alpha = _scribble(rng, size, thickness=(1, 1))
         _paint(rng, image, alpha)
         mask[alpha > 0.5] = 0
     image += rng.normal(0, 0.03, image.shape)
-    return (image.clip(0, 1) * 255).astype(np.uint8), mask, placed
+    return Scene((image.clip(0, 1) * 255).astype(np.uint8), mask, members, centres)
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -103,12 +118,11 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     return image.clip(0, 1)
 
 
-def _place(rng: np.random.Generator, glyph: np.ndarray, size: int, scale: float, margin: float) -> np.ndarray:
-    """Enlarges, turns and slants a glyph (8, 8) somewhere in a scene: its opacity, float32 (size, size)."""
+def _place(rng: np.random.Generator, glyph: np.ndarray, size: int, scale: float, centre: np.ndarray) -> np.ndarray:
+    """Enlarges, turns and slants a glyph (8, 8) about a place in a scene: its opacity, float32 (size, size)."""
     angle, shear = rng.uniform(-0.25, 0.25), rng.uniform(-0.15, 0.15)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = turn @ np.array([[1, shear], [0, 1]]) * scale
-    centre = rng.uniform(margin, size - margin, 2)
     affine = np.column_stack([linear, centre - linear @ [3.5, 3.5]])
     field = cv2.warpAffine(glyph, affine, (size, size), flags=cv2.INTER_CUBIC)
     return ((field - 0.35) / 0.25).clip(0, 1)
@@ -119,7 +133,8 @@ def _scrambled_digit(rng: np.random.Generator, digits: Digits, size: int) -> np.
     glyph = digits.images[rng.integers(len(digits.labels))]
     quarters = [glyph[r : r + 4, c : c + 4] for r in (0, 4) for c in (0, 4)]
     a, b, c, d = (np.flip(quarters[i], axis=1) for i in rng.permutation(4))
-    return _place(rng, np.block([[a, b], [c, d]]), size, rng.uniform(3, 5), margin=0)
+    scale = rng.uniform(3, 5)
+    return _place(rng, np.block([[a, b], [c, d]]), size, scale, rng.uniform(0, size, 2))
 
 
 def _scribble(rng: np.random.Generator, size: int, thickness: tuple[int, int] = (2, 5)) -> np.ndarray:

@@ -79,7 +79,7 @@ def run(
     name, work_dir = request.param.stem, tmp_path_factory.mktemp("work")
     if request.param.parent.name == "det":
         data_root = coco_root
-    elif not name.endswith("_custom"):
+    elif "_custom" not in name:
         data_root = ade_root
     options = dict(config=str(request.param), cfg_options=dict(data_root=str(data_root)), work_dir=str(work_dir))
     cfg = load_config(argparse.Namespace(**options, launcher="none", local_rank=0))

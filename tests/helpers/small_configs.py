@@ -38,7 +38,7 @@ def shrink(cfg: Config) -> None:
         if head.type == "Mask2FormerHead":
             _shrink_mask2former(head)
         else:
-            head.channels = 16
+            head.channels = 16 if head.get("num_convs", 1) else sum(head.in_channels)
 
 
 def heads_of(cfg: Config) -> list[Any]:
@@ -65,7 +65,8 @@ def _shrink_backbone(cfg: Config) -> None:
     small = _SIZES[backbone.type]
     parts = heads_of(cfg) if "decode_head" in cfg.model else [cfg.model.neck]
     if backbone.type == "APLAViT":
-        before, after = parts[0].in_channels, small["model_kwargs"]["embed_dim"]
+        wide = parts[0].in_channels
+        before, after = wide if isinstance(wide, int) else wide[0], small["model_kwargs"]["embed_dim"]
         if backbone.get("window_size"):
             small = dict(small, window_size=2, global_blocks=(1, 3), out_indices=(3,))
         backbone.pretrained = False

@@ -6,16 +6,24 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from compare.test_probe import write_classes
 from helpers import ROOT
 from helpers.processes import run, started
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 pytestmark = pytest.mark.slow
-TOOL = ROOT / "tools/compare.py"
+TOOL, FORGETTING = ROOT / "tools/compare.py", ROOT / "tools/analysis_tools/forgetting.py"
 
 
 @pytest.fixture
 def config(segmentation_config: Config, tmp_path: Path) -> Path:
+    backbone = {k: v for k, v in segmentation_config.model.backbone.items() if k != "apla"}
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        vit = MODELS.build(backbone).vit
+    torch.save(vit.state_dict(), tmp_path / "base.pth")
+    segmentation_config.model.backbone.pretrained = str(tmp_path / "base.pth")
     segmentation_config.dump(str(tmp_path / "config.py"))
     return tmp_path / "config.py"
 
@@ -40,6 +48,10 @@ def test_killed_it_goes_on_and_more_can_be_asked_for(config: Path, tmp_path: Pat
     assert not list(out.glob("search/*/*/*/run/*.pth"))
     other = run(*command, "--seeds", 2, "--held-out", 0.5, returncode=1)
     assert "comparison with other settings (held_out)" in other.output
+    forgotten = run(FORGETTING, out, write_classes(tmp_path / "probe"))
+    assert "| apla:r=4 " in forgotten.output and "CKA" in (out / "forgetting_probe.md").read_text()
+    nothing = run(FORGETTING, out, tmp_path / "nowhere", returncode=1)
+    assert "must have a folder for each of two or more classes" in nothing.output
 
 
 @pytest.mark.parametrize(
