@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from scenes import digit_pools, make_scene
 
-# Scenes of each split by the pool of their digits. Sorted by name, the 'tune' scenes are the last of the training ones.
-SPLITS = {"training": {"train": 400, "tune": 80}, "validation": {"val": 120}}
+# The pool of digits and the scenes of each split: few are labelled, which is what pretrained models are for.
+SPLITS = {"training": ("train", 48), "validation": ("val", 120)}
 
 
 def make_dataset(root: Path, seed: int = 0) -> None:
@@ -23,17 +23,18 @@ def make_dataset(root: Path, seed: int = 0) -> None:
         seed: of the scenes and of the digits' division into pools.
     """
     pools = digit_pools(seed)
-    for split_id, (split, counts) in enumerate(SPLITS.items()):
+    for split_id, (split, (pool, count)) in enumerate(SPLITS.items()):
         images, annotations = root / "images" / split, root / "annotations" / split
-        images.mkdir(parents=True, exist_ok=True)
-        annotations.mkdir(parents=True, exist_ok=True)
-        for pool_id, (pool, count) in enumerate(counts.items()):
-            for i in range(count):
-                # one generator per scene: more scenes leave the others as they are
-                scene = make_scene(np.random.default_rng([seed, split_id, pool_id, i]), pools[pool])
-                name = f"{pool}_{i:04d}.png"
-                _write(images / name, cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR))
-                _write(annotations / name, scene.mask)
+        for folder in (images, annotations):
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("*_[0-9][0-9][0-9][0-9].png"):  # of a time when there were more scenes
+                left.unlink()
+        for i in range(count):
+            # one generator per scene: more scenes leave the others as they are
+            scene = make_scene(np.random.default_rng([seed, split_id, i]), pools[pool])
+            name = f"{pool}_{i:04d}.png"
+            _write(images / name, cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR))
+            _write(annotations / name, scene.mask)
 
 
 def _write(path: Path, image: np.ndarray) -> None:

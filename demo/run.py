@@ -4,12 +4,14 @@ From the repository's root::
 
     python demo/run.py
 
-The three trainings are ordinary ones of mmengine's ``Runner``, alike but for what ``configs/demo/digits_*.py`` say.
+All trainings are ordinary ones of mmengine's ``Runner``, alike but for what ``configs/demo/digits_*.py`` say: what
+trains of the backbone, and its learning rate, which ``tools/compare.py`` chose (``demo/learning_rates.md``).
 """
 
 import argparse
 import json
 import os
+import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,21 +26,20 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from training import load_config, train
+from training import RecordHook, load_config, train
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_ROOT = Path("data/digits")
 METHODS = {"head": "head-only", "apla": "APLA", "full": "full fine-tuning"}
-LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 SHOWN_SCENES = 5
 
 
 @dataclass
 class Result:
-    """What one method gave and cost."""
+    """What one method gave, by seed, and cost."""
 
     method: str
-    miou: float
+    mious: list[float]
     backbone_parameters: int
     head_parameters: int
     step_ms: float
@@ -70,7 +71,7 @@ def results_table(results: list[Result]) -> list[list[str]]:
     rows = [
         [
             r.method,
-            f"{r.miou:.1f}",
+            f"{statistics.fmean(r.mious):.1f}" + (f" ± {statistics.stdev(r.mious):.1f}" if len(r.mious) > 1 else ""),
             f"{r.backbone_parameters:,}",
             f"{r.head_parameters:,}",
             f"{r.step_ms:.0f}",
@@ -97,67 +98,57 @@ def to_terminal(table: list[list[str]], title: str) -> Table:
     return view
 
 
-def compare_methods(console: Console, steps: int, out: Path, seed: int) -> None:
+def compare_methods(console: Console, steps: int, out: Path, seeds: int) -> None:
     """Trains all methods, measures them, and writes tables and figures."""
     start = time.perf_counter()
-    columns = [TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps")]
-    runners, records = {}, {}
+    columns = [TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps")]
+    runners: dict[str, Runner] = {}
+    records: dict[str, list[RecordHook]] = {method: [] for method in METHODS}
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("", total=len(METHODS) * (steps + ROUNDS))
-        for method, title in METHODS.items():
-            progress.update(task, description=f"training: {title}")
-            cfg = load_config(method, steps, out / method, seed)
-            runners[method], records[method] = train(cfg, lambda: progress.advance(task))
+        task = progress.add_task("", total=len(METHODS) * (seeds * steps + ROUNDS))
+        for seed in range(seeds):
+            for method, title in METHODS.items():
+                progress.update(task, description=f"training: {title}, seed {seed}")
+                cfg = load_config(method, steps, out / f"{method}_seed{seed}", seed)
+                runner, record = train(cfg, lambda: progress.advance(task))
+                runners.setdefault(method, runner)
+                records[method].append(record)
         scenes = {method: predict(runner, SHOWN_SCENES) for method, runner in runners.items()}
         progress.update(task, description="measuring all in turn")
         times = step_times(runners, lambda: progress.advance(task))
 
     results = [
-        Result(METHODS[m], records[m].metrics["mIoU"], *trained_parameters(runner), times[m], activation_mib(runner))
-        for m, runner in runners.items()
+        Result(title, [r.metrics["mIoU"] for r in records[m]], *parts, times[m], activation_mib(runners[m]))
+        for m, title in METHODS.items()
+        for parts in [trained_parameters(runners[m])]
     ]
     table = results_table(results)
-    report = dict(steps=steps, seed=seed, results=[asdict(r) for r in results])
+    report = dict(steps=steps, seeds=seeds, results=[asdict(r) for r in results])
     (out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
     (out / "results.md").write_text(to_markdown(table))
-    draw_predictions({METHODS[m]: s for m, s in scenes.items()}, cfg.metainfo.palette, out / "predictions.png")
-    draw_losses({METHODS[m]: r.losses for m, r in records.items()}, out / "losses.png")
+    palette = runners["apla"].val_dataloader.dataset.metainfo["palette"]
+    draw_predictions({METHODS[m]: s for m, s in scenes.items()}, palette, out / "predictions.png")
+    draw_losses({title: records[m][0].losses for m, title in METHODS.items()}, out / "losses.png")
 
-    console.print(to_terminal(table, f"{steps} steps each, {SPLITS['validation']['val']} validation scenes"))
+    labelled, others = SPLITS["training"][1], SPLITS["validation"][1]
+    title = f"{labelled} labelled scenes, {steps} steps, {seeds} seeds; mIoU on {others} other scenes"
+    console.print(to_terminal(table, title))
     for name in ("results.md", "results.json", "predictions.png", "losses.png"):
         console.print(os.path.relpath(out / name), highlight=False)
-    console.print(f"logs and checkpoints: {os.path.relpath(out)}/{{{','.join(METHODS)}}}", highlight=False)
+    console.print(f"logs and checkpoints: {os.path.relpath(out)}/{{{','.join(METHODS)}}}_seed*", highlight=False)
     console.print(f"{time.perf_counter() - start:.0f} s in all", highlight=False)
-
-
-def search_learning_rates(console: Console, steps: int, out: Path, seed: int) -> None:
-    """Trains each method at several learning rates, and compares them on training scenes held out for that.
-
-    The held-out scenes and the others share no handwritten digit; validation scenes are not looked at.
-    """
-    for method, title in METHODS.items():
-        for lr in LEARNING_RATES:
-            cfg = load_config(method, steps, out / "lr_search" / f"{method}_{lr:g}", seed)
-            cfg.optim_wrapper.optimizer.lr = lr
-            cfg.val_dataloader.dataset = dict(cfg.train_dataloader.dataset, indices=-SPLITS["training"]["tune"])
-            cfg.train_dataloader.dataset.indices = SPLITS["training"]["train"]
-            _, record = train(cfg)
-            console.print(f"{title:>16}  lr {lr:g}  mIoU {record.metrics['mIoU']:.1f}", highlight=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="training steps of each method (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of each run (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/demo"), help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--lr-search",
-        action="store_true",
-        help="only compare learning rates, on training scenes held out for that",
-    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each method (default: %(default)s)")
     args = parser.parse_args()
     if args.steps < 50:
-        parser.error("--steps must be at least 50: the learning rate warms up for 40")
+        parser.error("--steps must be at least 50: the learning rate warms up for 20")
+    if args.seeds < 1:
+        parser.error("--seeds must be 1 or more")
     out = args.out.resolve()
     os.chdir(ROOT)  # paths in the configs are relative to it
     # Matrices this small gain little from more threads, and lose much where other processes hold the cores.
@@ -165,7 +156,7 @@ def main() -> None:
     console = Console()
     with console.status(f"making the data set in {DATA_ROOT}"):
         make_dataset(DATA_ROOT)
-    (search_learning_rates if args.lr_search else compare_methods)(console, args.steps, out, args.seed)
+    compare_methods(console, args.steps, out, args.seeds)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from sklearn.datasets import load_digits
 
 CLASSES = ("background", *"0123456789")
 
-# The share of all digits that each pool gets. 'tune' lies in the training split, but shares no digit with 'train':
-# learning rates are chosen on it.
-POOLS = {"pretrain": 0.5, "train": 0.25, "tune": 0.05, "val": 0.2}
+# The share of all digits that each pool gets.
+POOLS = {"pretrain": 0.5, "train": 0.3, "val": 0.2}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ model = dict(
         in_channels=[128, 128, 128],
         in_index=[0, 1, 2],
         input_transform="resize_concat",
-        channels=64,
+        channels=32,
         num_convs=2,
         up_scale=2,
         kernel_size=3,
@@ -86,18 +86,18 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-max_iters = 400
+max_iters = 200
 train_cfg = dict(type="ResumableTrainLoop", max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(custom_keys={"decode_head": dict(lr_mult=5.0)}),
+    optimizer=dict(type="AdamW", lr=3e-3, weight_decay=0.05),  # of the head, whatever trains beside it
+    constructor="TrainableOptimWrapperConstructor",
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=40),
-    dict(type="PolyLR", power=0.9, eta_min=0, by_epoch=False, begin=40, end=max_iters),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),
+    dict(type="PolyLR", power=0.9, eta_min=0, by_epoch=False, begin=20, end=max_iters),
 ]
 default_hooks = dict(checkpoint=dict(interval=max_iters, save_best=None, max_keep_ckpts=1))

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 
 from apla_mm.delta.pickles import Inert
 from apla_mm.internals import SCHEME, load_path
-from apla_mm.loading.checkpoint_reader import load_from_apla_mm
+from apla_mm.loading.checkpoint_reader import load_from_apla_mm, read_checkpoint
 from apla_mm.loading.checkpoint_reader_hook import VARIABLE, CheckpointReaderHook, add_checkpoint_reader
 from apla_mm.loading.plain_values import plain
 
@@ -170,7 +170,7 @@ def test_a_run_is_resumed_from_odd_content(
     first = make_runner(model, custom_hooks=HOOKS)
     first.train()
     path = Path(first.work_dir, "iter_2.pth")
-    checkpoint = torch.load(path, weights_only=False)
+    checkpoint = read_checkpoint(path)
     checkpoint["meta"].update({kind: value for kind, (value, _) in ODD.items()})
     checkpoint["optimizer"]["param_groups"][0]["note"] = Settings()
     torch.save(checkpoint, path)
@@ -409,7 +409,7 @@ def test_a_run_is_resumed_from_a_server(
 ) -> None:
     first = make_runner(TinyClassifier(), custom_hooks=HOOKS)
     first.train()
-    content = torch.load(Path(first.work_dir, "iter_2.pth"), weights_only=False)
+    content = read_checkpoint(Path(first.work_dir, "iter_2.pth"))
     url = served("iter_2", content)["http"]
     runner = make_runner(TinyClassifier(), max_iters=3, resume=True, load_from=url, custom_hooks=HOOKS)
     runner.train()
@@ -650,7 +650,7 @@ def test_a_dict_in_metainfo_trains_resumes_and_tests(tmp_path: Path) -> None:
     tested = tool(TEST, config, checkpoint, "--work-dir", tmp_path / "tested")
     assert miou(tested, 4) == miou(trained, 4)
     # as mmengine alone has written it
-    content = torch.load(checkpoint, weights_only=False)
+    content = read_checkpoint(checkpoint)
     assert content["meta"]["dataset_meta"]["source"] == dict(year=2024)
     content["meta"]["dataset_meta"]["source"] = ConfigDict(year=2024)
     content["meta"]["out"] = Path("somewhere")

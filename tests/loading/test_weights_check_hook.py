@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.loading.weights_check_hook import WeightsCheckHook, add_weights_check
 
 pytestmark = pytest.mark.slow
@@ -371,7 +372,7 @@ def test_a_run_is_resumed_and_only_from_all_of_its_weights(
     passes(runner_of(MMSEG_VIT, load_from=str(path), **further))
     passes(runner_of(MMSEG_VIT, **further))
     assert log().count("is random") == 1  # in the first run
-    checkpoint = torch.load(path, weights_only=False)
+    checkpoint = read_checkpoint(path)
     del checkpoint["state_dict"]["head.weight"]
     torch.save(checkpoint, path)
     with pytest.raises(ValueError, match="1 missing: 'head.weight'"):
@@ -486,7 +487,7 @@ def test_tools_test_ends_before_it_scores_random_weights(tmp_path: Path) -> None
     output = run_small(TEST, CONFIG, path, "--work-dir", tmp_path / "a", options=three, returncode=1)
     assert "it does not fit the model, and nothing was loaded" in output and "mIoU:" not in output
     assert "conv_seg.weight ((2, 16, 1, 1) in the file, not (3, 16, 1, 1))" in output
-    state = {f"model.{name}": tensor for name, tensor in torch.load(path, weights_only=False)["state_dict"].items()}
+    state = {f"model.{name}": tensor for name, tensor in read_checkpoint(path)["state_dict"].items()}
     torch.save(dict(state_dict=state, meta={}), path)
     output = run_small(TEST, CONFIG, path, "--work-dir", tmp_path / "b", options=[data], returncode=1)
     assert "keys would be the model's without 'model.'" in output and "mIoU:" not in output

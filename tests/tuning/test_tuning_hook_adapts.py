@@ -80,7 +80,7 @@ def test_two_processes_with_a_wrapped_model(family: str, key: str, tmp_path: Pat
         torch.save((start.state, model.state_dict(), dict(model.named_parameters())), f"rank{{rank}}.pth")
     """
     run_ranks(code, tmp_path)
-    (before, state, parameters), other = (torch.load(tmp_path / f"rank{r}.pth", weights_only=False) for r in (0, 1))
+    (before, state, parameters), other = (torch.load(tmp_path / f"rank{r}.pth", weights_only=True) for r in (0, 1))
     assert any(".lora." in name for name in parameters) is (key != "bitfit")
     assert_same((before, state, parameters), other)
     changed = changed_rows(before, state)
