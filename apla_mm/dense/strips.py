@@ -75,11 +75,21 @@ def resize_columns(strip: Tensor, width: int, align_corners: bool) -> Tensor:
 
 def add_strip_gradient(gradient: Tensor, strip: Tensor, rows: Rows, start: int, end: int, align_corners: bool) -> None:
     """Add to a small map's gradient (B, C, h, w), in place, what a strip's gradient (B, C, end - start, W) gives."""
-    batch, channels, _, width = gradient.shape
-    if strip.shape[-1] != width:
-        shape = [batch, channels, end - start, width]
-        size = [end - start, strip.shape[-1]]
-        strip = torch.ops.aten.upsample_bilinear2d_backward(strip, size, shape, align_corners, None, None)
+    strip = _gradient_of_columns(strip, gradient.shape[-1], align_corners)
     share = rows.weight[start:end, None]
     gradient.index_add_(2, rows.below[start:end], strip * share)
     gradient.index_add_(2, rows.above[start:end], strip * (1 - share))
+
+
+def _gradient_of_columns(strip: Tensor, width: int, align_corners: bool) -> Tensor:
+    """What the gradient of a strip (B, C, k, W) is before :func:`resize_columns`: (B, C, k, width)."""
+    batch, channels, height, large = strip.shape
+    if width == large:
+        return strip
+    if torch.compiler.is_compiling():  # it cannot give the operator below sizes that are symbols
+        columns = Rows.of(width, large, align_corners, strip)
+        gradient = strip.new_zeros(batch, channels, height, width)
+        gradient = gradient.index_add(3, columns.below, strip * columns.weight)
+        return gradient.index_add(3, columns.above, strip * (1 - columns.weight))
+    shape = [batch, channels, height, width]
+    return torch.ops.aten.upsample_bilinear2d_backward(strip, [height, large], shape, align_corners, None, None)

@@ -151,6 +151,22 @@ def test_compiled_it_is_the_same():
     torch.testing.assert_close(own, 2 * gradient)
 
 
+def test_compiled_for_logits_of_several_sizes():
+    """The heads of one model: from the second size on sizes are symbols to the compiler."""
+
+    @torch.compile(backend="aot_eager")
+    def step(given: Tensor, label: Tensor) -> Tensor:
+        return resized_cross_entropy(given, label, budget=600).loss
+
+    label = torch.randint(4, (2, 24, 24))
+    for height, width in ((6, 6), (7, 5), (12, 9)):
+        logits = torch.randn(2, 4, height, width, requires_grad=True)
+        expected = resized_cross_entropy(logits, label, budget=600).loss
+        found = step(logits, label)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(loss, logits) for loss in (found, expected)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
