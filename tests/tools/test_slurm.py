@@ -1,5 +1,6 @@
 """tools/slurm_*.sh and tools/slurm_requeue.sbatch under a real Slurm of two nodes, without GPUs."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from helpers.data_sets import write_photos
 from helpers.processes import ON_CPU, run, run_python, wait_for, wait_until
 from helpers.slurm_cluster import NoClusterError, idle_nodes, slurm_cluster
 from helpers.small_run import CONFIG, OPTIONS, miou, saved_iteration
+from mmengine.config import Config
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
@@ -123,3 +125,21 @@ def test_calls_of_a_comparison_run_as_jobs(environment: dict[str, str], tmp_path
         env=environment,
     ).output
     assert "Error" not in output
+
+
+def test_trials_of_a_comparison_are_jobs_on_both_nodes(
+    call: Callable[..., str], segmentation_config: Config, folder: Path, tmp_path: Path
+) -> None:
+    segmentation_config.dump(str(tmp_path / "config.py"))
+    out = tmp_path / "out"
+    command = (ROOT / "tools/compare.py", tmp_path / "config.py", "--methods", "apla:r=4", "--metric", "mIoU")
+    options = ("--head-lr", 1e-3, "--trials", 2, "--rates", "apla:r=4=1e-4,1e-3", "--seeds", 1, "--work-dir", out)
+    output = call(*command, *options, "--jobs", 2, "--on", "slurm", "--slurm", "partition=debug", "cpus_per_task=1")
+    assert len(list(out.glob("search/*/*/*/trained.json"))) == 2
+    (score,) = out.glob("final/*/*/*/scored.json")
+    assert f"{json.loads(score.read_text())['mIoU']:.4g}" in (out / "report.md").read_text()
+    assert output.count("seed0: mIoU") == 3
+    jobs = {file.name.partition("_")[0] for file in (out / "jobs").glob("*_result.pkl")}
+    logs = [(folder / f"cluster/slurmd.127.0.0.{node}.log").read_text() for node in (1, 2)]
+    assert len(jobs) == 3
+    assert all(any(re.search(rf"\b{job}\b", log) for log in logs) for job in jobs)
