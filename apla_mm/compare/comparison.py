@@ -16,7 +16,7 @@ from ..text import quoted
 from .run_trial import FAILED, SCORED, TRAINED, run_trial
 from .splits import Split, draw_fraction, hold_out
 from .study import Scores, Study
-from .trial import PREDICTIONS, Trial, annotations_of_test, for_final, for_search, set_rates, training_items
+from .trial import PREDICTIONS, Trial, annotations_of_test, for_final, for_search, items_of, set_rates
 
 STUDY = "study.json"
 
@@ -49,7 +49,7 @@ class Comparison:
     ) -> None:
         self.folder, self.study, self.load, self.tools = Path(folder), study, load, Path(tools)
         self.metric, self.held_out, self.train_args = metric, held_out, list(train_args)
-        self.items = cache(lambda: training_items(load({})))
+        self.items = cache(lambda: items_of(load({}), "train_dataloader"))
         cfg = load({})
         self.annotations = annotations_of_test(cfg)
         self._draws_labels = cfg.get("default_scope") == "mmseg"
@@ -104,6 +104,10 @@ class Comparison:
         cfg.dump(str(folder / "config.py"))
         write_atomic((json.dumps(asdict(trial)) + "\n").encode(), folder / "trial.json")
         return folder
+
+    def test_images(self) -> list[str]:
+        """The paths of the test set's images."""
+        return [item.name for item in items_of(self.load({}), "test_dataloader")]
 
     def forget_failures(self) -> None:
         """Have the trials that ended in an error run again."""

@@ -1,5 +1,6 @@
 """What each method predicts of the same test images, side by side."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,4 +60,40 @@ def predictions_figure(images: Sequence[tuple[str, str]], folders: Mapping[str, 
         place.set_title(title, fontsize=7)
     for place in axes.flat:
         place.axis("off")
+    return figure
+
+
+def boxes_figure(annotations: Path, images: Sequence[Path], files: Mapping[str, Path], least: float = 0.3) -> Any:
+    """Images in rows, with their boxes and those of each method beside them.
+
+    Args:
+        annotations: COCO's file.
+        images: Paths of some of its images.
+        files: Method to the file of its boxes, as ``CocoMetric`` writes them.
+        least: Score of a box that is drawn.
+
+    Returns:
+        A figure of matplotlib's.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    truth = json.loads(annotations.read_text())
+    ids = {Path(image["file_name"]).name: image["id"] for image in truth["images"]}
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    found = {"truth": [{**each, "score": 1.0} for each in truth["annotations"]]}
+    found |= {method: json.loads(file.read_text()) for method, file in files.items()}
+    figure = Figure(figsize=(2.5 * len(found), 2.5 * len(images)))
+    axes = figure.subplots(len(images), len(found), squeeze=False)
+    for row, image in zip(axes, images, strict=True):
+        for place, (method, boxes) in zip(row, found.items(), strict=True):
+            place.imshow(Image.open(image).convert("RGB"))
+            place.set_title(method, fontsize=7)
+            place.axis("off")
+            for box in boxes:
+                if box["image_id"] == ids[image.name] and box["score"] >= least:
+                    x, y, width, height = box["bbox"]
+                    colour = f"C{box['category_id'] % 10}"
+                    place.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=colour))
+                    place.text(x, y, f"{names[box['category_id']]} {box['score']:.2f}", fontsize=5, color=colour)
     return figure

@@ -19,7 +19,7 @@ from ..text import format_bytes, table
 from .average_precision import average_precision
 from .bootstrap import Difference, ScoreOf, difference, mean_iou
 from .comparison import Comparison
-from .predictions import predictions_figure
+from .predictions import boxes_figure, predictions_figure
 from .run_trial import FAILED, TRAINED
 from .search import at_edge
 from .study import HEAD, Scores
@@ -146,7 +146,7 @@ def _about(comparison: Comparison) -> str:
 
 def _results(rows: Sequence[Row], metric: str) -> str:
     head: tuple[str, ...] = ("fraction", "method", "runs", f"{metric}, mean", "deviation", "learning rate")
-    head = (*head, "heads' rate", "trains, backbone", "trains, all", "step, s", "peak memory")
+    head = (*head, "heads' rate", "trains, backbone", "trains, all", "to store", "step, s", "peak memory")
     cells = [
         (
             f"{row.fraction:g}",
@@ -156,7 +156,7 @@ def _results(rows: Sequence[Row], metric: str) -> str:
             _number(row.spread),
             ("frozen" if row.method == HEAD else _rate(row.lr) + (" (at the edge)" if row.edge else "")),
             _rate(row.head_lr),
-            *(_record(row, key) for key in ("backbone", "all", "step", "peak")),
+            *(_record(row, key) for key in ("backbone", "all", "stored", "step", "peak")),
         )
         for row in rows
     ]
@@ -198,6 +198,8 @@ def _failures(comparison: Comparison) -> str:
 
 
 def _record(row: Row, key: str) -> str:
+    if key == "stored":  # what a delta or an adapter's file holds, in float32
+        return format_bytes(4 * row.records[0]["all"]) if row.records else "-"
     values = [record[key] for record in row.records if record.get(key) is not None]
     if not values:
         return "-"
@@ -214,7 +216,7 @@ def _rate(value: float | None) -> str:
 
 
 def _plots(rows: Sequence[Row], metric: str) -> list[Any]:
-    """Score against what trains, against learning rate, and, of several fractions, against the fraction."""
+    """Score against what trains, against learning rate, and, where there are several, against r and the fraction."""
     from matplotlib.figure import Figure
 
     figures = []
@@ -236,6 +238,22 @@ def _plots(rows: Sequence[Row], metric: str) -> list[Any]:
             axes.plot(*zip(*known, strict=True), "o-", label=row.method)
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"{metric}, held out")
     figures.append(rate)
+    if len({row.method for row in rows if _is_apla(row)}) > 1:
+        channels = Figure(figsize=(7, 4))
+        axes = channels.subplots()
+        axes.set(xscale="log", xlabel="channels that train", ylabel=metric)
+        ticks: dict[int, str] = {}
+        for fraction in dict.fromkeys(row.fraction for row in rows):
+            those = [row for row in rows if row.fraction == fraction and _is_apla(row) and row.scores and row.records]
+            points = sorted((row.records[0]["backbone"], row.mean, row.spread, row.method) for row in those)
+            if points:
+                trains, means, spreads, names = zip(*points, strict=True)
+                errors = [0 if math.isnan(s) else s for s in spreads]
+                axes.errorbar(trains, means, errors, fmt="o-", capsize=3, label=f"fraction {fraction:g}")
+                ticks |= dict(zip(trains, (name.partition(":")[2] for name in names), strict=True))
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.minorticks_off()
+        figures.append(channels)
     if len({row.fraction for row in rows}) > 1:
         data = Figure(figsize=(7, 4))
         axes = data.subplots()
@@ -252,21 +270,37 @@ def _plots(rows: Sequence[Row], metric: str) -> list[Any]:
     return figures
 
 
+def _is_apla(row: Row) -> bool:
+    return row.method.partition(":")[0] == "apla"
+
+
 def _predictions(comparison: Comparison, rows: Sequence[Row], most: int = 4) -> list[Any]:
-    """Label maps of the first seed of each method, of a few test images."""
+    """What the first seed of each method made of a few test images: label maps, or boxes."""
     fraction = max((row.fraction for row in rows), default=1.0)
-    scores, folders = comparison.scores(), {}
-    images: list[tuple[str, str]] = []
-    for row in rows:
-        for trial in comparison.study.finals(scores, row.method, fraction)[:1] if row.fraction == fraction else []:
-            folder = comparison.folder / trial.folder
-            if (folder / PREDICTIONS).is_dir() and (folder / AREAS).exists():
-                folders[row.method] = folder / PREDICTIONS
-                with np.load(folder / AREAS) as areas:
-                    images = list(zip(areas["images"].tolist(), areas["labels"].tolist(), strict=True))
-                    classes = areas["union"].shape[1]
-    chosen = [pair for pair in images[:: max(1, len(images) // most)] if Path(pair[0]).exists()][:most]
-    return [predictions_figure(chosen, folders, classes)] if chosen else []
+    scores = comparison.scores()
+    first = {
+        row.method: comparison.folder / trial.folder
+        for row in rows
+        if row.fraction == fraction
+        for trial in comparison.study.finals(scores, row.method, fraction)[:1]
+    }
+    maps = {m: own for m, own in first.items() if (own / PREDICTIONS).is_dir() and (own / AREAS).exists()}
+    if maps:
+        with np.load(next(iter(maps.values())) / AREAS) as areas:
+            images = list(zip(areas["images"].tolist(), areas["labels"].tolist(), strict=True))
+            classes = areas["union"].shape[1]
+        chosen = _some([pair for pair in images if Path(pair[0]).exists()], most)
+        folders = {method: own / PREDICTIONS for method, own in maps.items()}
+        return [predictions_figure(chosen, folders, classes)] if chosen else []
+    boxes = {m: file for m, own in first.items() if (file := own / f"{PREDICTIONS}.bbox.json").exists()}
+    if boxes and comparison.annotations:
+        shown = _some([file for file in map(Path, comparison.test_images()) if file.exists()], most)
+        return [boxes_figure(comparison.annotations, shown, boxes)] if shown else []
+    return []
+
+
+def _some(items: Sequence[Any], most: int) -> list[Any]:
+    return list(items[:: max(1, len(items) // most)][:most])
 
 
 def _image(figure: Any) -> str:

@@ -87,15 +87,15 @@ def set_rates(cfg: Config, lr: float | None, head_lr: float) -> None:
     rules.part_lr = {} if lr is None else dict(backbone=lr)
 
 
-def training_items(cfg: Config) -> list[Item]:
-    """The items of the training set, in its order.
+def items_of(cfg: Config, loader: str) -> list[Item]:
+    """The items of a loader's data set, in its order.
 
     Raises:
         ValueError: It is not one plain data set.
     """
     if cfg.get("default_scope"):
         init_default_scope(cfg.default_scope)
-    dataset = DATASETS.build({**_training_set(cfg), "pipeline": [], "lazy_init": False})
+    dataset = DATASETS.build({**_one(datasets_of(cfg, loader), loader), "pipeline": [], "lazy_init": False})
     infos = (dataset.get_data_info(i) for i in range(len(dataset)))
     return [Item(str(info["img_path"]), info.get("img_id")) for info in infos]
 

@@ -11,11 +11,12 @@ import pytest
 from mmengine.config import Config
 
 from apla_mm.compare.comparison import Comparison
-from apla_mm.compare.report import differences, rows_of, write_report
+from apla_mm.compare.report import Row, _plots, differences, rows_of, write_report
 from apla_mm.compare.study import Study
 from apla_mm.compare.trial import Trial
 from apla_mm.options.method import take_method
 
+# one method of APLA's, so that there is no plot against r
 SCORES = {"full": {1e-5: 30.0, 1e-4: 40.0, 1e-3: 20.0}, "apla:r=4": {1e-4: 35.0, 1e-3: 45.0, 1e-2: 50.0}}
 FINAL = {"full": [41.0, 43.0], "apla:r=4": [51.0, 52.0]}
 STUDY = Study(tuple(SCORES), seeds=2, trials=3, head_lr=1e-3, starts={m: tuple(rates) for m, rates in SCORES.items()})
@@ -69,7 +70,7 @@ def test_text_says_all_of_it(comparison: Comparison) -> None:
     write_report(comparison, "the title")
     text = (comparison.folder / "report.md").read_text()
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "| 1 | full | 2 | 42 | 1.414 | 0.0001 | 0.001 | 1,010 | 5,000 | 0.250 | 3.00 GiB |" in lines
+    assert "| 1 | full | 2 | 42 | 1.414 | 0.0001 | 0.001 | 1,010 | 5,000 | 19.5 KiB | 0.250 | 3.00 GiB |" in lines
     assert any(line.startswith("| 1 | apla:r=4 | 2 | 51.5 | 0.7071 | 0.01 (at the edge) |") for line in lines)
     assert any(line.startswith("| apla:r=4 | full | +9.") and line.endswith("| yes |") for line in lines)
     assert "| 1 | full | 0.001 | failed |" in lines and "| 1 | apla:r=4 | 0.001 | 45 |" in lines
@@ -86,3 +87,21 @@ def test_images_that_differ_between_runs_are_not_compared(comparison: Comparison
     assert differences(comparison, 1.0) == {}
     write_report(comparison, "the title")
     assert "None can be compared: two methods need" in (comparison.folder / "report.md").read_text()
+
+
+def test_several_r_and_fractions_have_plots_of_their_own() -> None:
+    def row(method: str, trains: int, fraction: float) -> Row:
+        return Row(
+            method, fraction, {0: 40.0, 1: 41.0}, 1e-3, 1e-3, {1e-3: 40.0}, False, 0, [dict(backbone=trains, all=9)]
+        )
+
+    of = {"apla:r=4": 100, "apla:r=full": 1000, "full": 9000}
+    rows = [row(method, trains, fraction) for method, trains in of.items() for fraction in (0.5, 1.0)]
+    labels = [figure.axes[0].get_xlabel() for figure in _plots(rows, "mIoU")]
+    assert labels == [
+        "parameters of the backbone that train", "learning rate", "channels that train", "fraction of the training set"
+    ]  # fmt: skip
+    channels = _plots(rows, "mIoU")[2].axes[0]
+    assert [tick.get_text() for tick in channels.get_xticklabels()] == ["r=4", "r=full"]
+    assert channels.get_legend_handles_labels()[1] == ["fraction 0.5", "fraction 1"]
+    assert len(_plots(rows[4:], "mIoU")) == 3 and len(_plots(rows[5:], "mIoU")) == 2

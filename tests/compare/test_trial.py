@@ -9,7 +9,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 
 from apla_mm.compare.splits import Split, draw_fraction, hold_out
-from apla_mm.compare.trial import Item, for_final, for_search, set_rates, training_items
+from apla_mm.compare.trial import Item, for_final, for_search, items_of, set_rates
 from apla_mm.tuning.parameter_groups import groups_by_lr
 
 
@@ -28,7 +28,7 @@ def names_in(cfg: Config, loader: str) -> set[str]:
 def test_search_looks_at_training_items_alone(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     cfg = request.getfixturevalue(kind)
     test = names_in(cfg, "test_dataloader")
-    items = training_items(cfg)
+    items = items_of(cfg, "train_dataloader")
     split = split_of(items)
     for_search(cfg, items, split, tmp_path)
     trained, held_out = names_in(cfg, "train_dataloader"), names_in(cfg, "val_dataloader")
@@ -46,7 +46,7 @@ def test_search_looks_at_training_items_alone(kind: str, request: pytest.Fixture
 @pytest.mark.parametrize("kind", ["segmentation_config", "detection_config"])
 def test_final_run_validates_on_nothing(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     cfg = request.getfixturevalue(kind)
-    items = training_items(cfg)
+    items = items_of(cfg, "train_dataloader")
     for_final(cfg, [0], tmp_path)
     assert names_in(cfg, "train_dataloader") == {items[0].name}
     assert cfg.val_dataloader is None and cfg.val_cfg is None and cfg.val_evaluator is None
@@ -78,4 +78,4 @@ def test_a_training_set_of_several_is_refused(segmentation_config: Config) -> No
     one = segmentation_config.train_dataloader.dataset
     segmentation_config.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[one, one])
     with pytest.raises(ValueError, match="train_dataloader has 2 data sets"):
-        training_items(segmentation_config)
+        items_of(segmentation_config, "train_dataloader")
