@@ -32,6 +32,7 @@ from .tuning.delta_hook import DeltaHook
 from .tuning.fsdp import APLAFSDPStrategy, APLAFullyShardedDataParallel
 from .tuning.lean_heads_hook import LeanHeadsHook
 from .tuning.lean_inference_hook import LeanInferenceHook
+from .tuning.mask_annealing_hook import MaskAnnealingHook
 from .tuning.optim_wrapper import BFloat16OptimWrapper
 from .tuning.optim_wrapper_constructor import TrainableOptimWrapperConstructor
 from .tuning.trainable_check_hook import TrainableCheckHook
@@ -48,6 +49,7 @@ PARTS = {
         FiniteLossHook,
         LeanHeadsHook,
         LeanInferenceHook,
+        MaskAnnealingHook,
         RecordHook,
         ResumeCheckHook,
         SavedBuffersHook,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...method import Report, find_projections
 from ...method.late_channels import adapt_before_loading
 from .pretrained import Source, read_pretrained
+from .query_blocks import check_query_blocks, query_blocks
 from .timm_keys import misfit
 from .token_grid import blocks_of_vit, token_grid
 from .windows import check_windows, check_windows_fit, windowed_intermediates
@@ -55,6 +56,9 @@ class APLAViT(nn.Module):
             images; None for attention over the whole image. Blocks keep their weights either way. For timm's
             ``VisionTransformer`` and ``Eva``.
         global_blocks: With ``window_size``, the blocks that attend to the whole image.
+        query_blocks: How many of the last blocks are left to a head whose queries join them, such as EoMTHead: in
+            place of maps it gets one :class:`~.query_blocks.QueryBlocks`. With it the final norm is used, and
+            ``out_indices`` and ``window_size`` must be left out. For timm's ``VisionTransformer`` and ``Eva``.
         apla: Arguments of :func:`apla_mm.adapt`, such as ``dict(r=64, seed=0)``; None trains all weights. With a
             ``selection``, which may be any of APLAHook's, that hook chooses the channels before training.
         frozen: Train nothing of the backbone (head-only). Not together with ``apla``.
@@ -77,6 +81,7 @@ class APLAViT(nn.Module):
         norm: bool = False,
         window_size: int | None = None,
         global_blocks: Sequence[int] = (),
+        query_blocks: int = 0,
         apla: Mapping[str, Any] | None = None,
         frozen: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -98,6 +103,14 @@ class APLAViT(nn.Module):
         self.vit: Any = _create_vit(model_name, **self._model_kwargs)
         depth = len(blocks_of_vit(self.vit))
         self.out_indices = _resolve_indices(out_indices, depth)
+        if query_blocks:
+            check_query_blocks(self.vit, query_blocks, depth)
+            if self.out_indices != [depth - 1] or window_size is not None:
+                raise ValueError(
+                    "query_blocks gives no maps, and runs no windows: leave out_indices and window_size out"
+                )
+            norm = True
+        self.query_blocks = query_blocks
         if window_size is not None:
             check_windows_fit(self.vit)
             check_windows(depth, window_size, global_blocks)
@@ -123,14 +136,14 @@ class APLAViT(nn.Module):
             used = [i for i, projection in enumerate(found) if f"{projection.name}.weight" in grid.used]
             self.report = adapt_before_loading(self.vit, **{"blocks": used, **apla})
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps.
+    def forward(self, x: Tensor) -> tuple[Any, ...]:
+        """Compute the feature maps, or, with ``query_blocks``, all before them.
 
         Args:
             x: Normalised images, (B, 3, H, W).
 
         Returns:
-            One map (B, embed_dims, ceil(H / p), ceil(W / p)) for each of ``out_indices``.
+            One map (B, embed_dims, ceil(H / p), ceil(W / p)) for each of ``out_indices``; or one ``QueryBlocks``.
 
         Raises:
             RuntimeError: There are no weights yet.
@@ -152,6 +165,8 @@ class APLAViT(nn.Module):
                 "one size; give img_size=..., or crop, resize or slide to it. It does not run on images "
                 f"{self._why_one_size}"
             )
+        if self.query_blocks:
+            return (query_blocks(self.vit, x, self.query_blocks),)
         if self.window_size is not None:
             return tuple(
                 windowed_intermediates(self.vit, x, self.out_indices, self.norm, self.window_size, self.global_blocks)
