@@ -61,9 +61,7 @@ def convert_eomt(state: Mapping[str, Tensor], head: str = "decode_head") -> dict
     count = len({name.split(".")[1] for name in state if name.startswith("layers.")})
     probabilities = state.get("attn_mask_probs")
     if not count or probabilities is None:
-        raise ValueError(
-            "these are not the weights of EomtForUniversalSegmentation: layers and attn_mask_probs are missing"
-        )
+        raise ValueError("these are no weights of EomtForUniversalSegmentation: layers or attn_mask_probs are missing")
     converted[f"{head}.mask_probability"] = torch.zeros_like(probabilities, dtype=torch.float32)
     return converted
 

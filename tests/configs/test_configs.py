@@ -51,6 +51,9 @@ MMSEG_CONFIGS = Path(mmseg.__file__).parent / ".mim/configs"
 
 HOOKED = [SEG / f"{name}{SUFFIX}.py" for name in ATTENTIONS]
 on_hooked = pytest.mark.parametrize("path", HOOKED, ids=lambda path: path.stem)
+on_maps = pytest.mark.parametrize(
+    "path", sorted({*CONFIGS} - {*HOOKED} - {*SEG.glob("eomt_*")}), ids=lambda path: path.stem
+)
 on_apla_vit = pytest.mark.parametrize("path", sorted({*CONFIGS} - {*HOOKED}), ids=lambda path: path.stem)
 
 
@@ -115,6 +118,11 @@ def test_dumped_config_reads_back_the_same(cfg: Config, tmp_path: Path) -> None:
 def test_heads_take_what_the_backbone_gives(cfg: Config, model: Any) -> None:
     height, width = cfg.model.data_preprocessor.size
     maps = model.extract_feat(torch.empty(2, 3, height, width, device="meta"))
+    if blocks := cfg.model.backbone.get("query_blocks"):
+        head = cfg.model.decode_head
+        assert (head.embed_dims, head.num_blocks) == (model.backbone.embed_dims, len(maps[0].blocks))
+        assert blocks == head.num_blocks
+        return
     assert len(maps) == len(model.backbone.out_indices) == 4
     channels = [each.shape[1] for each in maps]
     for head in heads_of(cfg):
@@ -123,7 +131,7 @@ def test_heads_take_what_the_backbone_gives(cfg: Config, model: Any) -> None:
         assert head.in_channels == taken
 
 
-@on_apla_vit
+@on_maps
 def test_heads_make_logits_of_every_map(cfg: Config, model: Any) -> None:
     height, width = cfg.model.data_preprocessor.size
     maps = model.extract_feat(torch.empty(2, 3, height, width, device="meta"))

@@ -35,7 +35,9 @@ def shrink(cfg: Config) -> None:
         return
     _shrink_backbone(cfg)
     for head in heads_of(cfg):
-        if head.type == "Mask2FormerHead":
+        if head.type == "EoMTHead":
+            head.num_queries, head.train_cfg.num_points = 8, 64
+        elif head.type == "Mask2FormerHead":
             _shrink_mask2former(head)
         else:
             head.channels = 16 if head.get("num_convs", 1) else sum(head.in_channels)
@@ -65,8 +67,10 @@ def _shrink_backbone(cfg: Config) -> None:
     small = _SIZES[backbone.type]
     parts = heads_of(cfg) if "decode_head" in cfg.model else [cfg.model.neck]
     if backbone.type == "APLAViT":
-        wide = parts[0].in_channels
+        wide = parts[0].get("embed_dims") or parts[0].in_channels
         before, after = wide if isinstance(wide, int) else wide[0], small["model_kwargs"]["embed_dim"]
+        if backbone.get("query_blocks"):
+            small = dict(model_kwargs=small["model_kwargs"])
         if backbone.get("window_size"):
             small = dict(small, window_size=2, global_blocks=(1, 3), out_indices=(3,))
         backbone.pretrained = False
@@ -78,6 +82,9 @@ def _shrink_backbone(cfg: Config) -> None:
         backbone.drop_path_rate = 0.0  # of two images it may drop both, and nothing of a block would train
     backbone.update(small)
     for part in parts:
+        if "embed_dims" in part:
+            part.embed_dims = after
+            continue
         wide = part.in_channels
         part.in_channels = wide * after // before if isinstance(wide, int) else [c * after // before for c in wide]
 

@@ -239,3 +239,10 @@ class EoMTSegHead(_EoMT, SegMask2FormerHead):
             train_cfg,
             test_cfg,
         )
+
+    def predict(self, x: Sequence[QueryBlocks], batch_img_metas: Sequence[dict[str, Any]], test_cfg: Any) -> Tensor:
+        """Logits of classes at the images' padded size, or at the window's: (B, classes, H, W)."""
+        if isinstance(batch_img_metas[0]["img_shape"], torch.Size):  # a window's, beside the whole image's pad_shape
+            batch_img_metas = [{k: v for k, v in meta.items() if k != "pad_shape"} for meta in batch_img_metas]
+        logits: Tensor = super().predict(x, batch_img_metas, test_cfg)
+        return logits
