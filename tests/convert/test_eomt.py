@@ -1,10 +1,16 @@
 """Weights of transformers' EoMT under our names; that they compute the same is tested beside the head."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from helpers.comparisons import assert_same
+from helpers.tools import CONVERTERS, call_tool
+from safetensors.torch import save_file
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from apla_mm.convert.eomt import convert_eomt
+from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 
 @pytest.fixture
@@ -38,3 +44,14 @@ def test_other_weights_are_refused(state: dict[str, torch.Tensor]) -> None:
         convert_eomt({k: v for k, v in state.items() if k != "layers.0.attention.q_proj.bias"})
     with pytest.raises(ValueError, match="no weights of EomtForUniversalSegmentation"):
         convert_eomt({})
+
+
+def test_the_tool_writes_a_checkpoint(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    call_tool(CONVERTERS / "import_eomt.py", tmp_path / "model.safetensors", tmp_path / "out.pth")
+    assert_same(read_checkpoint(tmp_path / "out.pth")["state_dict"], convert_eomt(state))
+    with pytest.raises(SystemExit, match=r"out\.pth"):
+        call_tool(CONVERTERS / "import_eomt.py", tmp_path / "model.safetensors", tmp_path / "out.pth")
+    save_file({"other": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(SystemExit, match=r"other\.safetensors': 'other' is no weight"):
+        call_tool(CONVERTERS / "import_eomt.py", tmp_path / "other.safetensors", tmp_path / "new.pth")

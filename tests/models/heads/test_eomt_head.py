@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import PixelData
 from torch import Tensor, nn
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
 import apla_mm.models.heads.eomt_head  # noqa: F401  registers itself
 from apla_mm.convert.eomt import convert_eomt
+from apla_mm.data.synthetic_batch import synthetic_batch
 from apla_mm.models import APLAViT
 
 pytestmark = pytest.mark.slow
@@ -153,3 +156,45 @@ def test_what_does_not_go_together_is_refused() -> None:
         APLAViT("vit_tiny_patch16_224", pretrained=False, query_blocks=13)
     with pytest.raises(ValueError, match="query_blocks takes timm's"):
         APLAViT("beit_base_patch16_224", pretrained=False, query_blocks=2)
+
+
+@pytest.mark.parametrize("stuff", [0, 1])
+def test_a_detector_of_mmdet_trains_and_finds_instances_or_all(stuff: int) -> None:
+    """Instances where there is no stuff, a panoptic map where there is."""
+    torch.manual_seed(0)
+    counts = dict(num_things_classes=2, num_stuff_classes=stuff)
+    head = dict(type="EoMTHead", embed_dims=DIMS, num_queries=QUERIES, num_blocks=BLOCKS, **counts, **LOSSES)
+    kwargs = dict(depth=DEPTH, embed_dim=DIMS, num_heads=2)
+    backbone = dict(type="APLAViT", model_name="vit_tiny_patch16_224", pretrained=False, img_size=SIZE)
+    cfg = dict(
+        type="Mask2Former",
+        data_preprocessor=dict(type="DetDataPreprocessor", pad_mask=True, pad_size_divisor=SIZE),
+        backbone=dict(**backbone, query_blocks=BLOCKS, apla=dict(r=4), model_kwargs=kwargs),
+        panoptic_head=head,
+        panoptic_fusion_head=dict(type="MaskFormerFusionHead", loss_panoptic=None, **counts),
+        train_cfg=TRAIN,
+        test_cfg=dict(
+            panoptic_on=bool(stuff),
+            semantic_on=False,
+            instance_on=not stuff,
+            max_per_image=4,
+            iou_thr=0.8,
+            filter_low_score=True,
+        ),
+    )
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model: Any = MODELS.build(ConfigDict(cfg))
+    batch = synthetic_batch(model, SIZE, 2)
+    for sample in batch["data_samples"]:
+        sample.gt_sem_seg = PixelData(sem_seg=torch.full((1, SIZE, SIZE), 2 if stuff else 255))
+    losses = model(**model.data_preprocessor(batch, training=True), mode="loss")
+    assert {name.rpartition(".")[0] for name in losses} == {"", "d0", "d1"}
+    sum(losses.values()).backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(model.get_parameter(name).grad is not None for name in trained)
+    model.eval().panoptic_head.mask_probability.zero_()
+    found = model(**model.data_preprocessor(batch), mode="predict")
+    if stuff:
+        assert found[0].pred_panoptic_seg.sem_seg.shape == (1, SIZE, SIZE)
+    else:
+        assert found[0].pred_instances.masks.shape == (4, SIZE, SIZE)
