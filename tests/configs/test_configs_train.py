@@ -30,6 +30,7 @@ CONFIGS = sorted(ROOT.glob("configs/[sd]e[gt]/*.py"))
 #: learning rates of the backbone and of the heads
 RATES = {
     "eomt_dinov2-l14_apla_8xb2-40k_ade20k-518x518": (1e-4, 1e-4),
+    "eomt_dinov2-l14_apla_8xb2-90k_coco-644x644": (1e-4, 1e-4),
     "mask2former_swin-t_apla_8xb2-160k_ade20k-512x512": (1e-4, 1e-4),
     "segformer_mit-b0_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-4),
     "segformer_mit-b2_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-4),
@@ -186,8 +187,9 @@ def test_checkpoint_is_the_plain_models(run: SimpleNamespace) -> None:
     with torch.no_grad():
         expected, own = (model.eval().extract_feat(x) for model in (run.runner.model, plain))
         if run.model.backbone.get("query_blocks"):  # the other blocks, and then these
+            name = "decode_head" if run.scope == "mmseg" else "panoptic_head"
             expected, own = (
-                [t for part in m.decode_head(maps, None) for t in part]
+                [t for part in getattr(m, name)(maps, None) for t in part]
                 for m, maps in ((run.runner.model, expected), (plain, own))
             )
         torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)

@@ -76,7 +76,7 @@ def test_what_trains_is_what_the_config_says(path: Path, cfg: Config, model: Any
         adapt(model.backbone, **options)
     trained = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
     projections = [name for name, _ in model.backbone.named_modules() if name.endswith(".proj") and "attn" in name]
-    assert len(projections) == 12  # of ViT-B as of Swin-T
+    assert len(projections) == (24 if "-l14_" in path.stem else 12)  # of ViT-B as of Swin-T
     if "_head_" in path.stem:
         assert not trained
     elif "_full_" in path.stem:
@@ -86,11 +86,14 @@ def test_what_trains_is_what_the_config_says(path: Path, cfg: Config, model: Any
             f"{name}.{part}" for name in projections for part in ("weight", "bias")
         }
     partial = [module for module in model.modules() if isinstance(module, PartialLinear)]
-    assert len(partial) == (12 if cfg.model.backbone.get("apla") else 0)
+    assert len(partial) == (len(projections) if cfg.model.backbone.get("apla") else 0)
     assert all(p.requires_grad for name, p in model.named_parameters() if not name.startswith("backbone."))
 
 
 def test_levels_have_the_strides_that_heads_expect(cfg: Config, model: Any) -> None:
+    if "panoptic_head" in cfg.model:
+        assert cfg.model.panoptic_head.num_blocks == cfg.model.backbone.query_blocks
+        return
     size = 256
     levels = model.extract_feat(torch.empty(1, 3, size, size, device=next(model.parameters()).device))
     strides = [size // level.shape[-1] for level in levels]
@@ -114,6 +117,9 @@ def test_one_size_holds_everywhere(cfg: Config, model: Any) -> None:
         else:
             assert tuple(found["Resize"].scale) == size
     assert size == (cfg.model.data_preprocessor.pad_size_divisor,) * 2
+    if model.backbone.query_blocks:
+        assert all(side % patch == 0 for side, patch in zip(size, model.backbone.patch_size, strict=True))
+        return
     assert all(side % (16 * model.backbone.window_size) == 0 for side in size)  # no window is padded
     assert sorted(model.backbone.global_blocks) == [2, 5, 8, 11]
 
@@ -132,7 +138,7 @@ def test_validation_and_test_score_what_they_load(path: Path, cfg: Config) -> No
     assert cfg.val_evaluator.to_dict() == cfg.test_evaluator.to_dict()
     dataset = cfg.val_dataloader.dataset
     assert cfg.val_evaluator.ann_file == f"{dataset.data_root}/{dataset.ann_file}"
-    masks = "roi_head" in cfg.model
+    masks = bool({"roi_head", "panoptic_head"} & cfg.model.keys())
     assert cfg.val_evaluator.metric == (["bbox", "segm"] if masks else "bbox")
     for loader in LOADERS:
         (load,) = (step for step in steps(cfg[loader].dataset.pipeline) if step.type == "LoadAnnotations")
@@ -151,9 +157,9 @@ def test_classes_of_data_and_heads_agree(path: Path, cfg: Config) -> None:
     heads = (
         [cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head]
         if "roi_head" in cfg.model
-        else [cfg.model.bbox_head]
+        else [cfg.model.get("bbox_head") or cfg.model.panoptic_head]
     )
-    assert {head.num_classes for head in heads} == {expected}
+    assert {head.get("num_classes", head.get("num_things_classes")) for head in heads} == {expected}
 
 
 def test_name_tells_batch_and_length(path: Path, cfg: Config) -> None:

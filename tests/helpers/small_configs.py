@@ -53,6 +53,10 @@ def _shrink_detector(cfg: Config) -> None:
     apply_shared_options(cfg, dict(classes=["square", "disc"]))
     model = cfg.model
     _shrink_backbone(cfg)
+    if model.type == "Mask2Former":
+        model.data_preprocessor.pad_size_divisor = 56
+        model.panoptic_head.num_queries, model.train_cfg.num_points = 8, 64
+        model.test_cfg.max_per_image = 5
     if model.type == "MaskRCNN":
         model.train_cfg.rcnn.sampler.num = 16
         model.roi_head.bbox_head.fc_out_channels = 32
@@ -65,7 +69,8 @@ def _shrink_detector(cfg: Config) -> None:
 def _shrink_backbone(cfg: Config) -> None:
     backbone = cfg.model.backbone
     small = _SIZES[backbone.type]
-    parts = heads_of(cfg) if "decode_head" in cfg.model else [cfg.model.neck]
+    model = cfg.model
+    parts = heads_of(cfg) if "decode_head" in model else [model.get("neck") or model.panoptic_head]
     if backbone.type == "APLAViT":
         wide = parts[0].get("embed_dims") or parts[0].in_channels
         before, after = wide if isinstance(wide, int) else wide[0], small["model_kwargs"]["embed_dim"]
