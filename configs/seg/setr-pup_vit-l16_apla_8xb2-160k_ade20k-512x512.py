@@ -1,4 +1,4 @@
-# the paper's row for segmentation: SETR-PUP on ViT-L/16, W_O trained in full
+# SETR-PUP on ViT-L/16, W_O trained in full; the paper's own recipe: setr-pup_vit-l16_paper_8xb2-160k_ade20k-512x512.py
 _base_ = "apla_vitb_ade.py"
 model = dict(
     backbone=dict(

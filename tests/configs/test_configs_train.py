@@ -34,6 +34,7 @@ RATES = {
     "mask2former_swin-t_apla_8xb2-160k_ade20k-512x512": (1e-4, 1e-4),
     "segformer_mit-b0_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-4),
     "segformer_mit-b2_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-4),
+    "setr-pup_vit-l16_paper_8xb2-160k_ade20k-512x512": (1e-3, 1e-2),
     "setr-pup_vit-b16_full_1xb16-160k_ade20k-512x512": (6e-5, 6e-4),
     "upernet_swin-t_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-5),
     "mask-rcnn_vit-b16_full_8xb2-90k_coco-1024x1024": (1e-5, 1e-4),

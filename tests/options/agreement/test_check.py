@@ -232,7 +232,9 @@ def test_settings_that_do_not_agree_are_named_and_the_printed_options_mend_them(
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_our_configs_raise_no_false_alarm(path: Path) -> None:
-    assert [str(problem) for problem in find_problems(read_config(path))] == []
+    # the paper's recipe has ImageNet's statistics for weights that saw others: that is told
+    expected = ["model.data_preprocessor.mean"] if path.stem.startswith("setr-pup_vit-l16_paper") else []
+    assert [problem.where for problem in find_problems(read_config(path))] == expected
 
 
 SHIPPED = [
