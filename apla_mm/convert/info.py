@@ -14,6 +14,7 @@ from ..delta.weights_file import Kind, Weights, kind_of, read_weights
 from ..loading.checkpoint_reader import mmengines_types
 from ..loading.delta_meta import chosen_in, meta_of
 from ..text import first_few, format_bytes, printable
+from ..tuning.tuning_hook import METHOD_KEY
 from .authors import is_authors, plain_state
 from .config_text import summary
 
@@ -93,6 +94,8 @@ def _of_rest(weights: Weights) -> _Lines:
 
 
 def _about(config: str, iteration: Any, metrics: Mapping[str, Any], meta: Mapping[str, Any]) -> _Lines:
+    method = meta.get(METHOD_KEY)
+    yield "method", ", ".join(f"{key}={value}" for key, value in method.items()) if isinstance(method, dict) else ""
     yield "iteration", "" if iteration is None else str(iteration)
     yield "metrics", ", ".join(f"{name} {value}" for name, value in metrics.items())
     lines = len(config.splitlines())

@@ -68,6 +68,12 @@ def test_info_shows_what_the_run_was_asked_for(tmp_path, asked, shown):
     assert bool(found) == bool(shown) and "".join(found).startswith(shown)
 
 
+@pytest.mark.parametrize(("method", "shown"), [(dict(type="lora", r=8), ["type=lora, r=8"]), (3, [])])
+def test_info_shows_the_method(tmp_path, method, shown):
+    torch.save(dict(state_dict=dict(a=torch.ones(1)), meta=dict(method=method, iter=3)), tmp_path / "c.pth")
+    assert re.findall(r"\n  method +(.*)", describe(tmp_path / "c.pth")) == shown
+
+
 def test_info_of_the_others(trained, delta, tmp_path):
     (base,) = (tmp_path / "bases").iterdir()
     torch.save({"attn.proj_weight1": torch.ones(1, 2), "attn.proj_weight2": torch.ones(1, 2)}, tmp_path / "authors.pth")
