@@ -13,8 +13,9 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from apla_mm.measure import PeakBytes
 from apla_mm.method.class_change import change_back
-from apla_mm.models.heads.lean_heads import LeanHead, make_heads_lean
+from apla_mm.models.heads.lean_heads import LeanHead, _classified, make_heads_lean
 
 CLASSES, WIDTH = 5, 8
 BN = dict(type="BN")
@@ -211,3 +212,34 @@ def test_what_is_computed_again_keeps_statistics_and_the_mode() -> None:
     norms = [up[0].bn for up in head.up_convs]
     assert [int(norm.num_batches_tracked) for norm in norms] == [0, 2, 2, 2]
     assert all(norm.track_running_stats for norm in norms)
+
+
+def test_a_recomputed_head_of_setr_holds_one_piece_at_a_time() -> None:
+    """Its last stage is four times as large as the one before: what all of them keep is not there at once."""
+    peaks = {}
+    for how in ("kept", "recomputed"):
+        head, maps = make("SETR-PUP", channels=64)
+        make_heads_lean(head, recompute=how == "recomputed")
+        head.train()
+        maps, samples = [torch.randn(2, WIDTH, 16, 16).requires_grad_() for _ in maps], samples_of(256, 256)
+        with PeakBytes() as counted:
+            head.loss(maps, samples, ConfigDict())["loss_ce"].backward()
+        peaks[how] = counted.peak
+    assert peaks["recomputed"] < 0.8 * peaks["kept"]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_classifier_under_autocast_is_the_convolution(layout: torch.memory_format) -> None:
+    classify = nn.Conv2d(WIDTH, CLASSES, 1)
+    maps = torch.randn(2, WIDTH, 6, 4).to(memory_format=layout)
+    found = []
+    for function in (_classified, lambda convolution, x: convolution(x)):
+        x = maps.clone(memory_format=torch.preserve_format).requires_grad_()
+        classify.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = function(classify, x)
+        logits.float().square().sum().backward()
+        found.append((logits, x.grad, classify.weight.grad.clone(), classify.bias.grad.clone()))
+    assert found[0][0].dtype == torch.bfloat16 and found[0][1].dtype == torch.float32
+    for own, right in zip(*found, strict=True):
+        torch.testing.assert_close(own, right, rtol=0.03, atol=0.03 * float(right.detach().abs().max()))
