@@ -92,7 +92,7 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=3e-3, weight_decay=0.05),  # of the head, whatever trains beside it
+    optimizer=dict(type="AdamW", lr=9e-3, weight_decay=0.05),  # of the head, whatever trains beside it
     constructor="TrainableOptimWrapperConstructor",
     clip_grad=dict(max_norm=1.0),
 )

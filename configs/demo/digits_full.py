@@ -1,3 +1,3 @@
 _base_ = ["./_base_digits.py"]
 
-optim_wrapper = dict(paramwise_cfg=dict(part_lr=dict(backbone=3e-4)))
+optim_wrapper = dict(paramwise_cfg=dict(part_lr=dict(backbone=3e-5)))
