@@ -30,7 +30,7 @@ from training import RecordHook, load_config, train
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_ROOT = Path("data/digits")
-METHODS = {"head": "head-only", "apla": "APLA", "full": "full fine-tuning"}
+METHODS = {"head": "head-only", "apla": "APLA, W_O in full", "full": "full fine-tuning"}
 SHOWN_SCENES = 5
 
 
