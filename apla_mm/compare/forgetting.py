@@ -129,6 +129,8 @@ def _base_of(cfg: Config) -> nn.Module:
     """The backbone with the weights that training began with, plain."""
     for key in ("apla", "frozen"):
         cfg.model.backbone.pop(key, None)
+    if cfg.model.backbone.pop("query_blocks", 0):  # whose last map passes the final norm
+        cfg.model.backbone.norm = True
     states = []
     with torch.random.fork_rng():
         for seed in (0, 1):

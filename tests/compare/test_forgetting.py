@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from apla_mm.compare.comparison import Comparison
-from apla_mm.compare.forgetting import Forgetting, Probed, forgetting
+from apla_mm.compare.forgetting import Forgetting, Probed, _base_of, forgetting
 from apla_mm.compare.probe import probe_data
 from apla_mm.compare.study import Study
 from apla_mm.compare.trial import Trial
@@ -69,6 +69,13 @@ def test_random_weights_are_no_base(segmentation_config: Config, folder: Path, t
         cfg.dump(str(file))
     with pytest.raises(ValueError, match=r"no weights for 'vit\..* no base that could have been forgotten"):
         forgetting(folder, probe_data(write_classes(tmp_path / "probe")))
+
+
+def test_a_backbone_that_leaves_blocks_to_queries_gives_its_last_map(segmentation_config: Config, folder: Path) -> None:
+    backbone = segmentation_config.model.backbone
+    backbone.update(query_blocks=2, out_indices=(-1,), pretrained=str(folder.parent / "base.pth"))
+    maps = _base_of(segmentation_config)(torch.zeros(1, 3, 32, 32))
+    assert [each.shape for each in maps] == [(1, 16, 2, 2)]
 
 
 def test_table_has_means_changes_and_deviations() -> None:
