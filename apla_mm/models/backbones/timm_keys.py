@@ -44,10 +44,25 @@ def to_timm_keys(state: Mapping[str, Tensor], vit: nn.Module) -> TimmState:
         renamed = dict(state) if convert is None else convert(dict(state), vit)
     except Exception as error:  # it takes its own kinds apart, and fails at others in any way
         return TimmState({}, (), f"timm cannot convert it ({type(error).__name__}: {error})", 0)
+    if lost := _lost_biases(state, renamed):
+        told = f"biases of q, k and v that are not zero, such as '{lost}', and the model has none"
+        return TimmState({}, (), f"it has {told}: the one of timm's that has them ends in _qkvb", 0)
     left_out = tuple(key for key in renamed if key not in own and _BESIDE.match(key))
     kept = {key: tensor for key, tensor in renamed.items() if key not in left_out}
     found = sum(key in kept and kept[key].shape == tensor.shape for key, tensor in own.items())
     return TimmState(kept, left_out, misfit(kept, own), found)
+
+
+def _lost_biases(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor]) -> str:
+    """A bias that timm leaves out without a word, of DINOv3's files; empty if there is none."""
+    for name, tensor in state.items():
+        if name.endswith("attn.qkv.bias"):
+            attention = name[name.find("blocks.") :].removesuffix("qkv.bias")
+            kept = (key.removeprefix(attention) for key in renamed if key.startswith(attention))
+            q, _, v = tensor.chunk(3)  # that of k is masked
+            if (q.any() or v.any()) and not any(key.endswith("bias") and key != "proj.bias" for key in kept):
+                return name
+    return ""
 
 
 def misfit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
