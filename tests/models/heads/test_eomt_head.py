@@ -198,3 +198,20 @@ def test_a_detector_of_mmdet_trains_and_finds_instances_or_all(stuff: int) -> No
         assert found[0].pred_panoptic_seg.sem_seg.shape == (1, SIZE, SIZE)
     else:
         assert found[0].pred_instances.masks.shape == (4, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("recompute", ["mlp", "linear", "block"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_blocks_that_queries_join_are_recomputed_alike(name: str, recompute: str) -> None:
+    torch.manual_seed(0)
+    plain = Model("mmseg", make_backbone(name, apla=dict(r=4, seed=0))).double()
+    other = Model("mmseg", make_backbone(name, apla=dict(r=4, seed=0, recompute=recompute))).double()
+    other.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    for model in (plain, other):
+        classes, masks = model.train()(images)
+        sum(part.square().sum() for part in (*classes, *masks)).backward()
+    gradients = [{n: p.grad for n, p in model.named_parameters() if p.requires_grad} for model in (plain, other)]
+    assert len(gradients[0]) > 2 * DEPTH and gradients[0].keys() == gradients[1].keys()
+    for name_, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name_], gradient, rtol=1e-9, atol=1e-9)
