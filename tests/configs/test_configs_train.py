@@ -31,6 +31,7 @@ CONFIGS = sorted(ROOT.glob("configs/[sd]e[gt]/*.py"))
 RATES = {
     "eomt_dinov2-l14_apla_8xb2-40k_ade20k-518x518": (1e-4, 1e-4),
     "eomt_dinov2-l14_apla_8xb2-90k_coco-644x644": (1e-4, 1e-4),
+    "mask2former_dinov2-b14_apla_8xb2-160k_ade20k-518x518": (1e-4, 1e-4),
     "mask2former_swin-t_apla_8xb2-160k_ade20k-512x512": (1e-4, 1e-4),
     "segformer_mit-b0_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-4),
     "segformer_mit-b2_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-4),

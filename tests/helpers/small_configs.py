@@ -70,7 +70,7 @@ def _shrink_backbone(cfg: Config) -> None:
     backbone = cfg.model.backbone
     small = _SIZES[backbone.type]
     model = cfg.model
-    parts = heads_of(cfg) if "decode_head" in model else [model.get("neck") or model.panoptic_head]
+    parts = [model.neck] if model.get("neck") else heads_of(cfg) if "decode_head" in model else [model.panoptic_head]
     if backbone.type == "APLAViT":
         wide = parts[0].get("embed_dims") or parts[0].in_channels
         before, after = wide if isinstance(wide, int) else wide[0], small["model_kwargs"]["embed_dim"]

@@ -83,12 +83,13 @@ def test_data_root_reaches_data_sets_inside_others(custom: Config) -> None:
 def test_classes_reach_every_data_set_and_head_and_nothing_else(cfg: Config, classes: Any) -> None:
     names = (classes,) if isinstance(classes, str) else tuple(classes)
     changed = changes(cfg, dict(classes=classes))
-    heads = {key for key in leaves(cfg.model.to_dict(), "model") if key.endswith("_head.num_classes")}
-    assert {key for key in changed if not key.endswith(".num_classes") and ".class_weight." not in key} == {
+    counting = (".num_classes", ".num_things_classes")
+    heads = {key for key in leaves(cfg.model.to_dict(), "model") if key.endswith(tuple(f"_head{c}" for c in counting))}
+    assert {key for key in changed if not key.endswith(counting) and ".class_weight." not in key} == {
         f"{loader}.dataset.metainfo.classes" for loader in LOADERS
     }
     assert [tuple(cfg[loader].dataset.metainfo.classes) for loader in LOADERS] == [names] * 3
-    counts = {key: n for key, n in leaves(cfg.model.to_dict(), "model").items() if key.endswith(".num_classes")}
+    counts = {key: n for key, n in leaves(cfg.model.to_dict(), "model").items() if key.endswith(counting)}
     assert set(counts.values()) == {len(names)} and counts.keys() >= heads != set()
 
 
@@ -179,7 +180,7 @@ def test_crop_size_of_the_config_itself_changes_nothing(cfg: Config) -> None:
 
 
 def test_crop_size_keeps_the_choices_between_sizes_in_proportion() -> None:
-    (path,) = (path for path in SEGMENTATION if path.stem.startswith("mask2former"))
+    (path,) = (path for path in SEGMENTATION if path.stem.startswith("mask2former_swin-t"))
     cfg = Config.fromfile(path)
     before = cfg.train_dataloader.dataset.pipeline[2].scales
     apply_shared_options(cfg, dict(crop_size=256))
