@@ -12,6 +12,16 @@ from apla_mm.models import APLAViT
 SIZES = dict(depth=2, embed_dim=32, num_heads=2)
 
 
+def drawn(name: str) -> APLAViT:
+    """A model in which no two tensors are alike: what is exchanged shows."""
+    torch.manual_seed(0)
+    model = make(name, False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
 def make(name: str, pretrained: bool | str) -> APLAViT:
     return APLAViT(name, pretrained=pretrained, img_size=64, model_kwargs=SIZES, norm=True)
 
@@ -30,9 +40,8 @@ def as_dinov3(state: dict[str, Tensor], bias: Tensor) -> dict[str, Tensor]:
 
 
 def test_dinov3_s_own_files(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     name = "vit_small_patch16_dinov3"
-    source = make(name, False)
+    source = drawn(name)
     save_file(as_dinov3(source.vit.state_dict(), torch.zeros(96)), tmp_path / "dinov3.safetensors")
     loaded = make(name, str(tmp_path / "dinov3.safetensors"))
     loaded.init_weights()
@@ -54,9 +63,8 @@ def test_biases_that_the_model_has_not_are_not_dropped(tmp_path: Path) -> None:
 
 
 def test_perception_encoder_s_own_files(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     name = "vit_pe_spatial_base_patch16_512"
-    source = make(name, False)
+    source = drawn(name)
     state = source.vit.state_dict()
     own = {
         "patch_embed.proj.weight": "conv1.weight",
