@@ -88,7 +88,9 @@ def run_python(code: str, *arguments: object, **how: Any) -> Done:
 
 def run_ranks(code: str, folder: Path, processes: int = 2) -> Done:
     """A snippet in a folder, in several processes that torch.distributed.run starts; it may import these helpers."""
-    (folder / "snippet.py").write_text(textwrap.dedent(code))
+    # as the tools end: a thread of the group that outlives the interpreter aborts its process now and then
+    end = "\ntorch.distributed.barrier()\nfrom apla_mm.options.launching import end_process\nend_process()\n"
+    (folder / "snippet.py").write_text(textwrap.dedent(code) + end)
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
     path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     return run(*launcher, folder / "snippet.py", cwd=folder, env=dict(PYTHONPATH=path))
