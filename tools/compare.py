@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="METHOD=RATE,RATE,...",
-        help="the learning rates that a method's search begins with, as in full=3e-6,1e-5,3e-5",
+        help="learning rates that a method's search begins with, as in full=3e-6,1e-5,3e-5; one alone is not searched",
     )
     parser.add_argument("--head-lr", type=float, help="of the heads, for all methods (default: chosen by trials)")
     parser.add_argument(

@@ -154,7 +154,7 @@ def _results(rows: Sequence[Row], metric: str) -> str:
             str(len(row.scores)),
             _number(row.mean),
             _number(row.spread),
-            ("frozen" if row.method == HEAD else _rate(row.lr) + (" (at the edge)" if row.edge else "")),
+            "frozen" if row.method == HEAD else _rate(row.lr) + _how_chosen(row),
             _rate(row.head_lr),
             *(_record(row, key) for key in ("backbone", "all", "stored", "step", "peak")),
         )
@@ -195,6 +195,12 @@ def _failures(comparison: Comparison) -> str:
         failure = json.loads(file.read_text())
         lines.append(f"- `{file.parent.relative_to(comparison.folder)}`, {failure['tool']}: {failure['last']}")
     return "## Failed\n\n" + "\n".join(lines) if lines else ""
+
+
+def _how_chosen(row: Row) -> str:
+    if row.lr is not None and not row.tried:
+        return " (given)"
+    return " (at the edge)" if row.edge else ""
 
 
 def _record(row: Row, key: str) -> str:

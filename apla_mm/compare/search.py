@@ -32,7 +32,7 @@ def next_rates(scores: Mapping[float, float | None], start: Sequence[float], tri
 
     Args:
         scores: Rate to score, the higher the better; None for a trial that failed.
-        start: The rates to begin with, at least two.
+        start: The rates to begin with; one alone is the rate, without a trial.
         trials: How many rates are tried in all.
 
     Returns:
@@ -42,8 +42,10 @@ def next_rates(scores: Mapping[float, float | None], start: Sequence[float], tri
         ValueError: There are fewer trials than rates to begin with, or rates are not positive and distinct.
     """
     start = sorted(start)
-    if len(set(start)) != len(start) or len(start) < 2 or start[0] <= 0:
-        raise ValueError(f"learning rates to begin with must be two or more, distinct and positive, and are {start}")
+    if not start or len(set(start)) != len(start) or start[0] <= 0:
+        raise ValueError(f"learning rates to begin with must be distinct and positive, and are {start}")
+    if len(start) == 1:
+        return []
     if trials < len(start):
         raise ValueError(f"{trials} trials are fewer than the {len(start)} learning rates to begin with")
     if missing := [rate for rate in start if rate not in scores]:

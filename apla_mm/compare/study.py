@@ -24,7 +24,8 @@ class Study:
         seeds: How many final runs each has.
         fractions: Of the training set.
         trials: How many rates are tried for each.
-        starts: Rates that a method's search begins with, where they are others than :func:`~.search.start_of` gives.
+        starts: Rates that a method's search begins with, where they are others than :func:`~.search.start_of` gives;
+            one alone is that method's rate, without a search.
         head_lr: The heads' rate; None to choose it.
     """
 
@@ -55,15 +56,13 @@ class Study:
         """The heads' learning rate; None while it is not chosen."""
         if self.head_lr is not None:
             return self.head_lr
-        rates = self.rates_of(scores, HEAD, fraction)
-        return None if next_rates(rates, self._start(HEAD), self.trials) else best_rate(rates)
+        return self._chosen(scores, HEAD, fraction)
 
     def rate(self, scores: Scores, method: str, fraction: float) -> float | None:
         """A method's learning rate (of the heads, for ``head``); None while it is not chosen."""
         if method == HEAD:
             return self.head_rate(scores, fraction)
-        rates = self.rates_of(scores, method, fraction)
-        return None if next_rates(rates, self._start(method), self.trials) else best_rate(rates)
+        return self._chosen(scores, method, fraction)
 
     def finals(self, scores: Scores, method: str, fraction: float) -> list[Trial]:
         """The final runs of a method, once its rates are chosen."""
@@ -78,7 +77,15 @@ class Study:
     def count(self) -> int:
         """How many trials there are in all, if none fails so that none is left to choose."""
         searched = [m for m in self.methods if m != HEAD] + ([HEAD] if self.head_lr is None else [])
+        searched = [m for m in searched if len(self._start(m)) > 1]
         return len(self.fractions) * (len(searched) * self.trials + len(self.methods) * self.seeds)
+
+    def _chosen(self, scores: Scores, method: str, fraction: float) -> float | None:
+        start = self._start(method)
+        if len(start) == 1:
+            return start[0]
+        rates = self.rates_of(scores, method, fraction)
+        return None if next_rates(rates, start, self.trials) else best_rate(rates)
 
     def _next(self, scores: Scores, fraction: float) -> Iterator[Trial]:
         head_lr = self.head_rate(scores, fraction)

@@ -46,12 +46,16 @@ def test_rates_that_diverge_are_left_below() -> None:
     assert best_rate({1e-3: None, 1e-4: math.nan}) is None
 
 
+def test_one_rate_is_not_searched() -> None:
+    assert next_rates({}, (1e-3,), 5) == []
+
+
 def test_of_equal_scores_the_lower_rate_is_taken_and_edges_are_told() -> None:
     assert best_rate({1e-3: 1.0, 1e-4: 1.0, 1e-5: 0.5}) == 1e-4
     assert at_edge({1e-3: 1.0, 1e-4: 0.5}) and not at_edge({1e-3: 0.0, 1e-4: 1.0, 1e-5: 0.0})
 
 
-@pytest.mark.parametrize(("start", "trials"), [((1e-3,), 5), ((1e-3, 1e-3), 5), ((0.0, 1e-3), 5), ((1e-4, 1e-3), 1)])
+@pytest.mark.parametrize(("start", "trials"), [((), 5), ((1e-3, 1e-3), 5), ((0.0, 1e-3), 5), ((1e-4, 1e-3), 1)])
 def test_a_start_that_is_none_is_refused(start: tuple[float, ...], trials: int) -> None:
     with pytest.raises(ValueError, match="learning rates to begin with"):
         next_rates({}, start, trials)

@@ -79,3 +79,12 @@ def test_folders_tell_trials_apart() -> None:
 def test_starts_may_be_given(trials: int) -> None:
     study = Study(("full",), trials=trials, head_lr=1e-3, starts={"full": (3e-6, 1e-5, 3e-5)})
     assert {t.lr for t in study.next_trials({})} == {3e-6, 1e-5, 3e-5}
+
+
+def test_one_rate_that_is_given_is_taken_without_a_trial() -> None:
+    starts = {"apla:r=64": (2e-3,), "head": (5e-4,)}
+    study = Study(("apla:r=64", "full"), seeds=3, trials=4, starts=starts)
+    scores = run(study)
+    assert len(scores) == study.count() == 4 + 2 * 3
+    assert {(t.kind, t.lr) for t in scores if t.method == "apla:r=64"} == {("final", 2e-3)}
+    assert {t.head_lr for t in scores} == {5e-4}
