@@ -113,6 +113,7 @@ fi
 say "installing the packages for $mode (torch $torch)"
 cat "${requirements[@]}" | grep -v "^$mmcv==" >$venv/requirements.txt
 pip install -c $constraints --no-build-isolation -r $venv/requirements.txt || fail 'installing the packages'
+[ "$mode" = demo ] || pip install --no-deps -r requirements/panoptic.txt || fail 'installing panopticapi'
 logged $venv_python tools/repair_torchvision.py || fail 'importing torchvision'
 
 # 4. mmcv. Never through pip's cache, which does not tell a wheel with compiled operators from one without.

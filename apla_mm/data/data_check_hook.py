@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from .heads import heads_of
 from .label_counts import LabelCounts
 from .left_out import images_not_listed
 from .object_counts import ObjectCounts
+from .panoptic_check import PanopticMap, check_maps, check_panoptic_file, is_panoptic
+from .panoptic_file import PanopticFile
 from .pipelines import steps_of
 from .reading import DataError
 from .segmentation_check import SegmentationCheck
@@ -32,7 +34,8 @@ class DataCheckHook(Hook):
     label map of another size than its image, or with a label that the heads, or the metrics, neither count nor ignore;
     label maps that all together have nothing to learn, or no pixel of a class; in COCO's format an annotation that
     refers to nothing, a box outside its image, a mask that is none, classes that are not the file's categories in the
-    file's order; a head with another number of classes than the data set. With several processes each reads its share
+    file's order; a panoptic map without the segments of its annotation file; a head with another number of classes than
+    the data set. With several processes each reads its share
     of the images, and the first one the annotation files. How many pixels or objects each class has is logged, and
     a class without an object in training is a warning. Training images that cannot be read are only logged where
     ResumableTrainLoop is set to skip them.
@@ -69,7 +72,7 @@ class DataCheckHook(Hook):
             read = [
                 DATASETS.build({**copy.deepcopy(settings), "lazy_init": True})
                 for settings in datasets_of(runner.cfg, name)
-                if is_coco(dataset_class(settings, runner.cfg.get("default_scope")), plain=True)
+                if _has_annotation_file(dataset_class(settings, runner.cfg.get("default_scope")))
             ]
             self._check_annotations(runner, name, read)
             self._checked.add(name)
@@ -94,7 +97,7 @@ class DataCheckHook(Hook):
         datasets = list(_unwrapped(loader.dataset))
         kinds = [in_every_process(partial(_kind_of, name, dataset)) for dataset in datasets]
         if name not in self._checked:
-            self._check_annotations(runner, name, [one for one in datasets if is_coco(type(one), plain=True)])
+            self._check_annotations(runner, name, [one for one in datasets if _has_annotation_file(type(one))])
         for dataset, kind in zip(datasets, kinds, strict=True):
             if kind is None:
                 continue
@@ -116,7 +119,10 @@ class DataCheckHook(Hook):
     def _check_annotations(self, runner: Runner, name: str, datasets: Sequence[Any]) -> None:
         counts = ObjectCounts()
         for dataset in datasets:
-            self._check_annotation_file(runner, name, dataset, counts)
+            if is_panoptic(type(dataset)):
+                self._check_panoptic_file(runner, name, dataset)
+            else:
+                self._check_annotation_file(runner, name, dataset, counts)
         if counts.read and is_main_process():
             classes = list(dict.fromkeys(one for dataset in datasets for one in dataset.metainfo["classes"]))
             print_log(f"{name}: {counts.summary(classes)}", logger="current")
@@ -147,9 +153,23 @@ class DataCheckHook(Hook):
 
         print_log(f"{name}: '{dataset.ann_file}': {in_every_process(check)}", logger="current")
 
+    def _check_panoptic_file(self, runner: Runner, name: str, dataset: Any) -> None:
+        evaluators = [] if name == "train_dataloader" else evaluators_of(runner.cfg, name)
+        truths = [e["ann_file"] for e in evaluators if e.get("ann_file") and not e.get("format_only")]
+
+        def check() -> str:
+            if get_dist_info()[0]:
+                return ""
+            path, backend_args = dataset.ann_file, dataset.backend_args
+            return check_panoptic_file(path, dataset.metainfo, truths=truths, backend_args=backend_args)
+
+        print_log(f"{name}: '{dataset.ann_file}': {in_every_process(check)}", logger="current")
+
     def _check_heads(self, runner: Runner, name: str, dataset: Any) -> None:
-        # classes that are given as text, or as things and stuff, are counted in other ways
-        if getattr(dataset, "return_classes", False) or "thing_classes" in dataset.metainfo:
+        if getattr(dataset, "return_classes", False):
+            return  # classes that are given as text
+        if "thing_classes" in dataset.metainfo:
+            self._check_panoptic_heads(runner, name, dataset.metainfo)
             return
         classes = len(dataset.metainfo["classes"])
         for head, outputs in heads_of(runner.model):
@@ -157,6 +177,16 @@ class DataCheckHook(Hook):
                 raise DataError(
                     f"{name}: the data set has {classes} classes and '{head}' was built for {outputs}: set "
                     "num_classes of every head, or the data set's metainfo.classes"
+                )
+
+    def _check_panoptic_heads(self, runner: Runner, name: str, metainfo: Mapping[str, Any]) -> None:
+        counts = tuple(len(metainfo[key]) for key in ("thing_classes", "stuff_classes"))
+        for head, module in runner.model.named_modules():
+            built = tuple(getattr(module, key, None) for key in ("num_things_classes", "num_stuff_classes"))
+            if head and None not in built and built != counts:
+                raise DataError(
+                    f"{name}: the data set has {counts[0]} classes of things, {counts[1]} of stuff, and '{head}' was "
+                    f"built for {built[0]} and {built[1]}: --cfg-options thing_classes=... stuff_classes=... set both"
                 )
 
     def _check_images(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
@@ -173,6 +203,8 @@ class DataCheckHook(Hook):
                 print_log(f"{name}: {said}", logger="current")
         read = in_every_process(lambda: check_images(images, self.time_limit, dataset.backend_args, unreadable, **how))
         self._log(name, read, len(images))
+        if is_panoptic(type(dataset)):
+            in_every_process(lambda: check_maps(_maps_of(dataset), self.time_limit, dataset.backend_args))
 
     def _log(self, name: str, read: int, count: int) -> None:
         rest = "" if read == count else f" in {self.time_limit:g} s; DataCheckHook(time_limit=None) reads all"
@@ -190,6 +222,22 @@ def _kind_of(name: str, dataset: Any) -> str | None:
     # mmseg's data sets have both keys, where they know of label maps
     segmentation = {"seg_map_path", "seg_fields"} & dataset.get_data_info(0).keys()
     return "label maps" if segmentation and dataset.metainfo.get("classes") else None
+
+
+def _has_annotation_file(cls: type | None) -> bool:
+    return is_coco(cls, plain=True) or is_panoptic(cls)
+
+
+def _maps_of(dataset: Any) -> list[PanopticMap]:
+    """The panoptic maps of this process's share; mmdet's own list lacks the smallest segments."""
+    segments = PanopticFile(dataset.ann_file, dataset.backend_args).segments
+    infos = [info for i in _share(dataset) if (info := dataset.get_data_info(i))["seg_map_path"]]
+    return [
+        PanopticMap(
+            info["seg_map_path"], frozenset(s["id"] for s in segments[info["img_id"]]), (info["width"], info["height"])
+        )
+        for info in infos
+    ]
 
 
 def _share(dataset: Any) -> range:

@@ -51,7 +51,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar="KEY=VALUE",
         help="override settings of the config, as in optim_wrapper.optimizer.lr=1e-4 or key=a,b or key='[(1,2)]'; "
-        "data_root, classes, crop_size, max_iters and with_mask=False (boxes alone) are set everywhere they matter; "
+        "data_root, classes (or thing_classes and stuff_classes), crop_size, max_iters and with_mask=False (boxes "
+        "alone) are set everywhere they matter; "
         "method=full, head, norm, bitfit, lora:r=8, wo, apla:r=64 or package.module.Class is how the backbone trains. "
         "Paths and names are taken as they are typed; class names that hold a comma are listed in quotes, as in "
         """'classes=["a, b","c"]'""",
@@ -89,16 +90,18 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def _follow_data_sets(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Let evaluators compare with the annotation file of the data set that they score, unless an option names one."""
+    """Let evaluators compare with the files of the data set that they score, unless an option names others."""
     for loader in LOADERS[1:]:
         name = loader.replace("dataloader", "evaluator")
         datasets = datasets_of(cfg, loader)
         if len(datasets) != 1 or not datasets[0].get("ann_file"):
             continue
+        places = dict(ann_file=datasets[0]["ann_file"], seg_prefix=(datasets[0].get("data_prefix") or {}).get("seg"))
         for i, evaluator in enumerate(evaluators_of(cfg, loader)):
-            given = f"{name}.ann_file" in options or f"{name}.{i}.ann_file" in options
-            if evaluator.get("ann_file") and not given:
-                evaluator["ann_file"] = join(datasets[0].get("data_root") or "", datasets[0]["ann_file"])
+            for key, place in places.items():
+                given = f"{name}.{key}" in options or f"{name}.{i}.{key}" in options
+                if evaluator.get(key) and place and not given:
+                    evaluator[key] = join(datasets[0].get("data_root") or "", place)
 
 
 def _leave_out_hooks(cfg: Config) -> None:

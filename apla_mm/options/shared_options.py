@@ -20,6 +20,7 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
     - ``data_root``: every data set;
     - ``classes``: the ``metainfo`` of every data set, and ``num_classes`` of every head;
+    - ``thing_classes`` and ``stuff_classes``: the same of panoptic data sets and heads;
     - ``crop_size``, an int or (H, W): images' size in the model and the pipelines, with the resizing before the crop
       and the stride of sliding windows in proportion; where nothing is cropped, the length of images' shorter side;
     - ``max_iters``: the length of training, with the schedule's steps and the intervals of validation, checkpoints and
@@ -41,6 +42,8 @@ def apply_shared_options(cfg: Config, options: Mapping[str, Any]) -> None:
             dataset["data_root"] = options["data_root"]
     if "classes" in options:
         _set_classes(cfg, options["classes"])
+    if {"thing_classes", "stuff_classes"} & options.keys():
+        _set_panoptic_classes(cfg, options)
     if "crop_size" in options:
         _set_crop_size(cfg, options["crop_size"])
     if "max_iters" in options:
@@ -64,22 +67,56 @@ def drop_settings_of_workers(cfg: Config, options: Mapping[str, Any]) -> None:
                     cfg[loader].pop(key, None)
 
 
-def _set_classes(cfg: Config, classes: Any) -> None:
-    classes = [classes] if isinstance(classes, str) else classes
-    names = isinstance(classes, list | tuple) and all(isinstance(name, str) and name for name in classes)
-    if not names or not classes:
-        raise ValueError(f"classes={classes!r} must be names, as in --cfg-options classes=background,cat,dog")
-    if len(set(classes)) != len(classes):
-        raise ValueError(f"classes={classes} holds a name twice")
+def _set_classes(cfg: Config, given: Any) -> None:
+    classes = _names("classes", given, "background,cat,dog")
+    if any(_is_panoptic(head) for head in _dicts(cfg.model)):
+        raise ValueError(
+            "classes=... does not say which are things and which are stuff, and the config is panoptic: give both, as "
+            "in --cfg-options thing_classes=cat,dog stuff_classes=grass,sky"
+        )
     for dataset in _datasets(cfg):
-        dataset["metainfo"] = dict(classes=tuple(classes))
+        dataset["metainfo"] = dict(classes=classes)
     for head in _heads(cfg.model):
         _set_num_classes(head, len(classes))
+
+
+def _set_panoptic_classes(cfg: Config, options: Mapping[str, Any]) -> None:
+    keys = ("thing_classes", "stuff_classes")
+    heads = [part for part in _dicts(cfg.model) if _is_panoptic(part)]
+    if not all(key in options for key in keys) or not heads:
+        why = "they go together" if heads else "the config is not panoptic; give classes=..."
+        raise ValueError(f"thing_classes and stuff_classes: {why}")
+    things, stuff = (_names(key, options[key], "cat,dog") for key in keys)
+    if both := set(things) & set(stuff):
+        raise ValueError(f"{min(both)!r} is in thing_classes and in stuff_classes")
+    for dataset in _datasets(cfg):
+        dataset["metainfo"] = dict(classes=(*things, *stuff), thing_classes=things, stuff_classes=stuff)
+    for head in heads:
+        before = head["num_things_classes"] + head["num_stuff_classes"]
+        head.update(num_things_classes=len(things), num_stuff_classes=len(stuff))
+        _repeat_weight(head, before, len(things) + len(stuff))
+
+
+def _is_panoptic(part: Mapping[str, Any]) -> bool:
+    return bool(part.get("num_things_classes") and part.get("num_stuff_classes"))
+
+
+def _names(key: str, given: Any, example: str) -> tuple[str, ...]:
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(one, str) and one for one in names):
+        raise ValueError(f"{key}={given!r} must be names, as in --cfg-options {key}={example}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"{key}={names} holds a name twice")
+    return tuple(names)
 
 
 def _set_num_classes(head: dict[str, Any], count: int) -> None:
     key = "num_classes" if "num_classes" in head else "num_things_classes"
     before, head[key] = head[key], count
+    _repeat_weight(head, before, count)
+
+
+def _repeat_weight(head: dict[str, Any], before: int, count: int) -> None:
     for part in _dicts(head):
         weights = part.get("class_weight")
         # one weight for all classes, and perhaps another for the background

@@ -42,6 +42,11 @@ class BFloat16OptimWrapper(OptimWrapper):
             yield
 
 
+def _in_float32(one: Any) -> Any:
+    """A map in float32; anything else, such as blocks that are still to be run, as it is."""
+    return one.float() if isinstance(one, Tensor) else one
+
+
 @contextmanager
 def _forward_under(autocast: torch.autocast, part: nn.Module) -> Iterator[None]:
     forward = part.forward
@@ -49,7 +54,7 @@ def _forward_under(autocast: torch.autocast, part: nn.Module) -> Iterator[None]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         with autocast:
             maps = forward(*args, **kwargs)
-        return maps.float() if isinstance(maps, Tensor) else tuple(m.float() for m in maps)
+        return _in_float32(maps) if isinstance(maps, Tensor) else tuple(map(_in_float32, maps))
 
     part.forward = wrapped
     try:

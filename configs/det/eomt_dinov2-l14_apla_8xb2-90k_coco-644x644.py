@@ -2,7 +2,7 @@
 _base_ = [
     "../_base_/models/eomt-instances_dinov2-l14.py",
     "../_base_/datasets/coco_lsj_1024x1024.py",
-    "../_base_/schedules/adamw_90k.py",
+    "../_base_/schedules/eomt_90k.py",
     "../_base_/det_runtime.py",
 ]
 custom_imports = dict(imports=["apla_mm", "apla_mm.models.heads.eomt_head"], allow_failed_imports=False)
@@ -14,13 +14,4 @@ model = dict(backbone=dict(apla=dict(r=128, seed=0)))
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-# the recipe's but for the backbone, which would train whole, each block at 0.8 of the rate of the next
-optim_wrapper = dict(
-    clip_grad=dict(max_norm=0.01, norm_type=2),
-    paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0, custom_keys=dict(query=dict(decay_mult=0.0))),
-)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1000),
-    dict(type="PolyLR", power=0.9, eta_min=0.0, by_epoch=False, begin=1000, end=90000),
-]
 default_hooks = dict(checkpoint=dict(save_best="coco/segm_mAP"), mask_annealing=dict(type="MaskAnnealingHook"))

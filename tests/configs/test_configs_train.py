@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import ROOT
 from helpers.comparisons import assert_same, changed_rows
-from helpers.data_sets import write_coco, write_scenes
+from helpers.data_sets import write_panoptic, write_scenes
 from helpers.logs import scalars_of
 from helpers.small_configs import shrink
 from mmengine.config import Config
@@ -31,6 +31,7 @@ CONFIGS = sorted(ROOT.glob("configs/[sd]e[gt]/*.py"))
 RATES = {
     "eomt_dinov2-l14_apla_8xb2-40k_ade20k-518x518": (1e-4, 1e-4),
     "eomt_dinov2-l14_apla_8xb2-90k_coco-644x644": (1e-4, 1e-4),
+    "eomt_dinov2-l14_apla_8xb2-90k_coco-panoptic-644x644": (1e-4, 1e-4),
     "mask2former_dinov2-b14_apla_8xb2-160k_ade20k-518x518": (1e-4, 1e-4),
     "mask2former_swin-t_apla_8xb2-160k_ade20k-512x512": (1e-4, 1e-4),
     "segformer_mit-b0_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-4),
@@ -64,10 +65,11 @@ def ade_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def coco_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small COCO data set, at the places of the real one too."""
-    root = write_coco(tmp_path_factory.mktemp("coco"))
+    root = write_panoptic(tmp_path_factory.mktemp("coco"))
     for split in ("train", "val"):
         (root / f"{split}2017").symlink_to(root / "images")
-        (root / f"annotations/instances_{split}2017.json").symlink_to(root / f"annotations/instances_{split}.json")
+        for name in (f"instances_{split}.json", f"panoptic_{split}.json", f"panoptic_{split}"):
+            (root / f"annotations/{name.replace(split, f'{split}2017')}").symlink_to(root / f"annotations/{name}")
     return root
 
 

@@ -138,6 +138,9 @@ def test_validation_and_test_score_what_they_load(path: Path, cfg: Config) -> No
     assert cfg.val_evaluator.to_dict() == cfg.test_evaluator.to_dict()
     dataset = cfg.val_dataloader.dataset
     assert cfg.val_evaluator.ann_file == f"{dataset.data_root}/{dataset.ann_file}"
+    if dataset.type == "CocoPanopticDataset":
+        assert cfg.val_evaluator.seg_prefix == f"{dataset.data_root}/{dataset.data_prefix.seg}"
+        return
     masks = bool({"roi_head", "panoptic_head"} & cfg.model.keys())
     assert cfg.val_evaluator.metric == (["bbox", "segm"] if masks else "bbox")
     for loader in LOADERS:
@@ -160,10 +163,12 @@ def test_classes_of_data_and_heads_agree(path: Path, cfg: Config) -> None:
         else [cfg.model.get("bbox_head") or cfg.model.panoptic_head]
     )
     assert {head.get("num_classes", head.get("num_things_classes")) for head in heads} == {expected}
+    stuff = 53 if cfg.train_dataloader.dataset.type == "CocoPanopticDataset" else 0
+    assert {head.get("num_stuff_classes", stuff) for head in heads} == {stuff}
 
 
 def test_name_tells_batch_and_length(path: Path, cfg: Config) -> None:
-    told = re.search(r"_(\d+)xb(\d+)-(\d+)k_coco-\d+x\d+$", path.stem)
+    told = re.search(r"_(\d+)xb(\d+)-(\d+)k_coco(?:-panoptic)?-\d+x\d+$", path.stem)
     gpus, batch, thousands = map(int, told.groups()) if told else (8, 2, 90)
     steps_ = 12 * 7330 if "_8xb2-12e_" in path.stem else 1000 * thousands
     assert cfg.train_dataloader.batch_size == batch

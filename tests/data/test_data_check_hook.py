@@ -1,24 +1,30 @@
+import argparse
 import copy
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.data_sets import edit_json, write_coco, write_scenes
+from helpers import ROOT
+from helpers.data_sets import edit_json, write_coco, write_panoptic, write_scenes
 from helpers.processes import run_ranks
 from helpers.small_configs import detection_config as config_of_detector
 from helpers.small_configs import segmentation_config as config_of_segmentor
+from helpers.small_configs import shrink
 from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
 from apla_mm.data.data_check_hook import DataCheckHook
 from apla_mm.data.reading import DataError
-from apla_mm.options.command_line import build_runner
+from apla_mm.options.command_line import build_runner, load_config
 
 pytestmark = pytest.mark.slow
+
+PANOPTIC = ROOT / "configs/det/eomt_dinov2-l14_apla_8xb2-90k_coco-panoptic-644x644.py"
 
 
 def set_labels(path: Path, *shape: int, value: int = 0, dtype: type = np.uint8) -> None:
@@ -445,3 +451,37 @@ def test_two_processes_share_the_work_and_raise_the_same_error(detection_config:
     assert in_order is None and images_in_order is None
     assert "annotation 100 has the image_id 77, which none of the images has" in unknown_image
     assert "scene_1.jpg' is missing" in missing
+
+
+def test_panoptic_data_are_checked_in_files_maps_and_heads(tmp_path: Path, read_log: Callable[[], str]) -> None:
+    root = write_panoptic(tmp_path / "shapes")
+    options = dict(data_root=str(root), thing_classes=["square", "disc"], stuff_classes=["ground"])
+    for loader, split in (("train_dataloader", "train"), ("val_dataloader", "val"), ("test_dataloader", "val")):
+        prefix = dict(img="images/", seg=f"annotations/panoptic_{split}/")
+        options |= {f"{loader}.dataset.ann_file": f"annotations/panoptic_{split}.json"}
+        options |= {f"{loader}.dataset.data_prefix.{key}": value for key, value in prefix.items()}
+    args = dict(config=str(PANOPTIC), work_dir=str(tmp_path / "work"), launcher="none", local_rank=0)
+
+    def make(stuff: int = 1) -> Runner:
+        cfg = load_config(argparse.Namespace(**args, cfg_options=options))
+        assert cfg.val_evaluator.seg_prefix == f"{root}/annotations/panoptic_val/"
+        shrink(cfg)
+        cfg.model.panoptic_head.num_stuff_classes = stuff
+        cfg.experiment_name = uuid.uuid4().hex
+        return build_runner(cfg)
+
+    make().train()
+    assert "8 segments of 2 kinds of things" in read_log()
+    assert "train_dataloader: 4 of 4 samples read and found in order" in read_log()
+    assert "coco_panoptic/PQ" in read_log()
+    path = root / "annotations/panoptic_train/scene_3.png"
+    kept = path.read_bytes()
+    Image.open(path).resize((32, 24)).save(path)
+    with pytest.raises(DataError, match=f"the panoptic map '{path}' has 32 x 24 pixels"):
+        make().train()
+    path.write_bytes(kept)
+    with pytest.raises(DataError, match="2 classes of things, 1 of stuff, and 'panoptic_head' was built for 2 and 4"):
+        make(stuff=4).train()
+    edit_json(root / "annotations/panoptic_val.json", lambda content: content["categories"].reverse())
+    with pytest.raises(DataError, match="label 0 would be 'ground'"):
+        make()

@@ -50,8 +50,11 @@ def heads_of(cfg: Config) -> list[Any]:
 
 
 def _shrink_detector(cfg: Config) -> None:
-    apply_shared_options(cfg, dict(classes=["square", "disc"]))
     model = cfg.model
+    stuff = model.get("panoptic_head", {}).get("num_stuff_classes")
+    things = ["square", "disc"]
+    classes = dict(thing_classes=things, stuff_classes=["ground"]) if stuff else dict(classes=things)
+    apply_shared_options(cfg, classes)
     _shrink_backbone(cfg)
     if model.type == "Mask2Former":
         model.data_preprocessor.pad_size_divisor = 56

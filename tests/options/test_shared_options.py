@@ -16,6 +16,7 @@ from apla_mm.options.shared_options import apply_shared_options
 FOLDER = Path(__file__).parents[2] / "configs"
 SEGMENTATION, DETECTION = (sorted((FOLDER / kind).glob("*.py")) for kind in ("seg", "det"))
 CUSTOM, CUSTOM_DETECTION = (FOLDER / kind / "apla_vitb_custom.py" for kind in ("seg", "det"))
+PANOPTIC = FOLDER / "det/eomt_dinov2-l14_apla_8xb2-90k_coco-panoptic-644x644.py"
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
@@ -80,7 +81,11 @@ def test_data_root_reaches_data_sets_inside_others(custom: Config) -> None:
 
 
 @pytest.mark.parametrize("classes", [["wall", "sky", "tree"], ("wall", "sky"), "wall"])
-def test_classes_reach_every_data_set_and_head_and_nothing_else(cfg: Config, classes: Any) -> None:
+@pytest.mark.parametrize(
+    "path", [path for path in SEGMENTATION + DETECTION if path != PANOPTIC], ids=lambda path: path.stem
+)
+def test_classes_reach_every_data_set_and_head_and_nothing_else(path: Path, classes: Any) -> None:
+    cfg = Config.fromfile(path)
     names = (classes,) if isinstance(classes, str) else tuple(classes)
     changed = changes(cfg, dict(classes=classes))
     counting = (".num_classes", ".num_things_classes")
@@ -134,12 +139,42 @@ def test_one_weight_for_all_classes_is_repeated(custom: Config, before: list[flo
     assert custom.model.decode_head.loss_decode.class_weight == after
 
 
-@pytest.mark.parametrize(("stuff", "expected"), [(0, (2, 0)), (53, (80, 53))])
-def test_head_of_things_alone_is_reached(detection: Config, stuff: int, expected: tuple[int, int]) -> None:
-    detection.model.panoptic_head = dict(type="Mask2FormerHead", num_things_classes=80, num_stuff_classes=stuff)
+def test_head_of_things_alone_is_reached(detection: Config) -> None:
+    detection.model.panoptic_head = dict(type="Mask2FormerHead", num_things_classes=80, num_stuff_classes=0)
     apply_shared_options(detection, dict(classes=["cat", "dog"]))
     head = detection.model.panoptic_head
-    assert (head.num_things_classes, head.num_stuff_classes) == expected
+    assert (head.num_things_classes, head.num_stuff_classes) == (2, 0)
+
+
+def test_things_and_stuff_reach_data_sets_and_heads() -> None:
+    cfg = Config.fromfile(PANOPTIC)
+    cfg.model.panoptic_head.loss_cls.class_weight = [1.0] * 133 + [0.1]
+    apply_shared_options(cfg, dict(thing_classes=["cat", "dog"], stuff_classes=["grass"]))
+    expected = dict(classes=("cat", "dog", "grass"), thing_classes=("cat", "dog"), stuff_classes=("grass",))
+    assert all(cfg[loader].dataset.metainfo == expected for loader in LOADERS)
+    for head in (cfg.model.panoptic_head, cfg.model.panoptic_fusion_head):
+        assert (head.num_things_classes, head.num_stuff_classes) == (2, 1)
+    assert cfg.model.panoptic_head.loss_cls.class_weight == [1.0] * 3 + [0.1]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (dict(classes=["cat"]), "does not say which are things and which are stuff"),
+        (dict(thing_classes=["cat"]), "they go together"),
+        (dict(thing_classes=["cat"], stuff_classes=["cat", "sky"]), "'cat' is in thing_classes and in stuff_classes"),
+        (dict(thing_classes=["cat", "cat"], stuff_classes=["sky"]), "holds a name twice"),
+        (dict(thing_classes=[], stuff_classes=["sky"]), "thing_classes=.* must be names"),
+    ],
+)
+def test_things_and_stuff_that_do_not_fit_are_refused(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        apply_shared_options(Config.fromfile(PANOPTIC), options)
+
+
+def test_things_and_stuff_are_refused_where_nothing_is_panoptic(detection: Config) -> None:
+    with pytest.raises(ValueError, match="the config is not panoptic; give classes="):
+        apply_shared_options(detection, dict(thing_classes=["cat"], stuff_classes=["sky"]))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A ViT's last blocks, which queries of a head may join."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ class QueryBlocks:
         blocks: The last ones.
         norm: The model's final norm.
         ropes: Rotary embedding of each block, (h * w, 2 * D) or (heads, h * w, 2 * D); None of one that has none.
+        autocast: The dtype of the autocast that the blocks before ran under, and these run under wherever they are run;
+            None if there was none.
     """
 
     tokens: Tensor
@@ -30,6 +33,7 @@ class QueryBlocks:
     blocks: Sequence[nn.Module]
     norm: nn.Module
     ropes: Sequence[Tensor | None]
+    autocast: torch.dtype | None = None
 
     def join(self, queries: Tensor) -> Tensor:
         """Tokens with queries (Q, C) behind them: (B, prefix + h * w + Q, C)."""
@@ -57,7 +61,9 @@ class QueryBlocks:
             options["attn_mask"] = self._mask(seen, joined.shape[1])
         if (rope := self.ropes[index]) is not None:
             options["rope"] = _lengthened(rope, joined.shape[1] - self.tokens.shape[1])
-        result: Tensor = self.blocks[index](joined, **options)
+        device = joined.device.type
+        with nullcontext() if self.autocast is None else torch.autocast(device, dtype=self.autocast):
+            result: Tensor = self.blocks[index](joined, **options)
         return result
 
     def _mask(self, seen: Tensor, length: int) -> Tensor:
@@ -93,8 +99,19 @@ def query_blocks(vit: Any, x: Tensor, count: int) -> QueryBlocks:
     for block, own in zip(vit.blocks[: depth - count], ropes, strict=False):
         tokens = block(tokens) if own is None else block(tokens, rope=own)
     return QueryBlocks(
-        tokens, grid, vit.num_prefix_tokens, vit.blocks[depth - count :], vit.norm, ropes[depth - count :]
+        tokens,
+        grid,
+        vit.num_prefix_tokens,
+        vit.blocks[depth - count :],
+        vit.norm,
+        ropes[depth - count :],
+        _autocast(x.device.type),
     )
+
+
+def _autocast(device: str) -> torch.dtype | None:
+    known = torch.amp.is_autocast_available(device)  # there is none for the meta device
+    return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else None
 
 
 def check_query_blocks(vit: Any, count: Any, depth: int) -> None:
