@@ -1,5 +1,7 @@
 """EoMT against transformers' implementation, and as a part of mmseg's and mmdet's models."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ from mmengine.structures import PixelData
 from torch import Tensor, nn
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
+import apla_mm
 import apla_mm.models.heads.eomt_head  # noqa: F401  registers itself
 from apla_mm.convert.eomt import convert_eomt
 from apla_mm.data.synthetic_batch import synthetic_batch
+from apla_mm.delta import extract_delta, save_delta
 from apla_mm.models import APLAViT
 
 pytestmark = pytest.mark.slow
@@ -215,3 +219,35 @@ def test_blocks_that_queries_join_are_recomputed_alike(name: str, recompute: str
     assert len(gradients[0]) > 2 * DEPTH and gradients[0].keys() == gradients[1].keys()
     for name_, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name_], gradient, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_two_tasks_trained_apart_take_turns_on_one_base(name: str, tmp_path: Path) -> None:
+    """Classes of pixels and panoptic: each answers as the model that was trained, and the base comes back to the bit."""
+    torch.manual_seed(0)
+    backbone = make_backbone(name)
+    base = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    images = torch.randn(2, 3, SIZE, SIZE)
+    switch = apla_mm.TaskSwitch(backbone, prefix="backbone.")
+    served, expected = {}, {}
+    for seed, scope in enumerate(("mmseg", "mmdet")):
+        plain = Model(scope, backbone)
+        trained = copy.deepcopy(plain)
+        apla_mm.adapt(trained.backbone.vit, r=4, seed=seed)
+        optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(2):
+            classes, masks = trained.train()(images)
+            sum(part.square().mean() for part in (*classes, *masks)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        trained.head.mask_probability.zero_()
+        save_delta(extract_delta(trained, r=4, seed=seed), tmp_path / scope)
+        switch.add(scope, tmp_path / scope, whole=plain)
+        served[scope], expected[scope] = plain.eval(), trained.eval()
+    with torch.no_grad():
+        for scope in ("mmseg", "mmdet", "mmseg"):
+            with switch(scope):
+                classes, masks = served[scope](images)
+            right = expected[scope](images)
+            assert torch.equal(classes[-1], right[0][-1]) and torch.equal(masks[-1], right[1][-1])
+            assert all(torch.equal(tensor, base[key]) for key, tensor in backbone.state_dict().items())
