@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from helpers import ROOT
 from helpers.comparisons import assert_same, changed_rows
@@ -179,6 +180,28 @@ def test_optimizer_holds_exactly_what_trains_at_its_rates(run: SimpleNamespace) 
     backbone, heads = RATES.get(run.name, SCHEDULE_RATES[run.scope])
     assert sorted(rates[False]) == [pytest.approx(heads)]
     assert sorted(rates[True]) == ([] if "_head_" in run.name else [pytest.approx(backbone)])
+
+
+def test_checkpoint_is_read_by_timm(run: SimpleNamespace) -> None:
+    """The backbone's part of what training wrote gives timm's model the same maps, of images that are not square."""
+    settings = run.model.backbone
+    if settings.type != "APLAViT" or settings.get("query_blocks") or settings.get("window_size"):
+        pytest.skip("the backbone is not timm's ViT as it is")
+    size = tuple(run.model.data_preprocessor.get("size", (64, 96)))
+    assert size[0] < size[1]
+    vit = timm.create_model(settings.model_name, num_classes=0, img_size=size, **settings.model_kwargs)
+    prefix = "backbone.vit."
+    state = {key.removeprefix(prefix): tensor for key, tensor in run.saved.items() if key.startswith(prefix)}
+    missing, unexpected = vit.load_state_dict(state, strict=False)
+    assert not unexpected and all(key.startswith(("attn_pool.", "head.")) for key in missing)  # of classifiers
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        maps = run.runner.model.eval().backbone(images)
+        indices, norm = settings.out_indices, settings.get("norm", False)
+        expected = vit.eval().forward_intermediates(images, indices=indices, norm=norm, intermediates_only=True)
+    assert len(maps) == len(expected) == 4
+    for one, other in zip(maps, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_checkpoint_is_the_plain_models(run: SimpleNamespace) -> None:

@@ -25,7 +25,9 @@ def shrink(cfg: Config) -> None:
     stochastic depth is off.
     """
     divisor = (cfg.model.data_preprocessor.get("test_cfg") or {}).get("size_divisor", 16)
-    apply_shared_options(cfg, dict(crop_size=64 // divisor * divisor, max_iters=2))
+    height, width = (side // divisor * divisor for side in (64, 96))
+    crop_size = (height, width) if cfg.default_scope == "mmseg" else height
+    apply_shared_options(cfg, dict(crop_size=crop_size, max_iters=2))
     cfg.train_cfg.val_interval = cfg.default_hooks.checkpoint.interval = 2
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)

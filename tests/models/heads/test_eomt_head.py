@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
 import apla_mm
-import apla_mm.models.heads.eomt_head  # noqa: F401  registers itself
+import apla_mm.models.heads.eomt_head
 from apla_mm.convert.eomt import convert_eomt
 from apla_mm.data.synthetic_batch import synthetic_batch
 from apla_mm.delta import extract_delta, save_delta
@@ -223,7 +223,7 @@ def test_blocks_that_queries_join_are_recomputed_alike(name: str, recompute: str
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
 def test_two_tasks_trained_apart_take_turns_on_one_base(name: str, tmp_path: Path) -> None:
-    """Classes of pixels and panoptic: each answers as the model that was trained, and the base comes back to the bit."""
+    """Classes of pixels, and panoptic: each answers as the model that was trained, and the base comes back exactly."""
     torch.manual_seed(0)
     backbone = make_backbone(name)
     base = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
