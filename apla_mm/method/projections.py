@@ -66,7 +66,9 @@ _PROJECTIONS: dict[str, str | None] = {
     "timm.models.volo.OutlookAttention": "proj",
     "timm.models.xcit.XCA": "proj",
     # OpenMMLab
+    "mmcv.ops.multi_scale_deform_attn.MultiScaleDeformableAttention": "output_proj",
     "mmdet.models.backbones.swin.WindowMSA": "proj",
+    "mmdet.models.layers.transformer.utils.ConditionalAttention": "out_proj",
     "mmseg.models.backbones.beit.BEiTAttention": "proj",
     "mmseg.models.backbones.swin.WindowMSA": "proj",
     "mmseg.models.backbones.twins.LocallyGroupedSelfAttention": "proj",
@@ -115,6 +117,7 @@ _PROJECTIONS: dict[str, str | None] = {
 
 #: Attention class -> why it, or a form of it, has no W_O that could train.
 _REASONS = {
+    "mmdet.models.utils.vlfuse_helper.BiMultiHeadAttention": "it has two output projections, of images and of words",
     "timm.models.levit.Attention": "with use_conv=True W_O is a convolution",
     "timm.models.levit.AttentionDownsample": "with use_conv=True W_O is a convolution",
     "timm.models.vision_transformer.DiffParallelScalingBlock": "W_O is one layer with the MLP's last, for both inputs",
