@@ -36,7 +36,7 @@ test-upstream:  ## Run the tests beside the original OpenMMLab packages, in .ven
 	OMP_NUM_THREADS=1 $(UPSTREAM_PYTHON) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 bench: setup  ## Measure a training step of ViT-B by every method (BENCH_ARGS="--device cuda" adds options)
-	$(VENV_PYTHON) tools/analysis_tools/benchmark.py vit_base_patch16_224 \
+	$(VENV_PYTHON) -m apla_mm benchmark vit_base_patch16_224 \
 		--json work_dirs/benchmark.json $(BENCH_ARGS)
 
 clean:  ## Remove the environments, builds and caches; data and training runs stay

@@ -114,7 +114,7 @@ say "installing the packages for $mode (torch $torch)"
 cat "${requirements[@]}" | grep -v "^$mmcv==" >$venv/requirements.txt
 pip install -c $constraints --no-build-isolation -r $venv/requirements.txt || fail 'installing the packages'
 [ "$mode" = demo ] || pip install --no-deps -r requirements/panoptic.txt || fail 'installing panopticapi'
-logged $venv_python tools/repair_torchvision.py || fail 'importing torchvision'
+logged $venv_python -m apla_mm repair-torchvision || fail 'importing torchvision'
 
 # 4. mmcv. Never through pip's cache, which does not tell a wheel with compiled operators from one without.
 has_mmcv() { [ "$(installed $mmcv)" = "$(pin $mmcv)" ]; }
@@ -177,7 +177,7 @@ fi
 # 5. The project itself, and a test of it all
 pip install --no-deps --no-build-isolation -e . || fail 'installing the project'
 # Only the last line: mmengine prints one of its own on import.
-versions=$($venv_python tools/check_env.py "$mode" 2>>$log | tail -n 1) ||
+versions=$($venv_python -m apla_mm check-env "$mode" 2>>$log | tail -n 1) ||
     fail 'the installed packages cannot be imported'
 echo "$mode $key" >$stamp
 say "ready: $versions"

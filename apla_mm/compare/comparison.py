@@ -27,11 +27,10 @@ class Comparison:
     Args:
         folder: Where all lies; one that was cut off goes on there.
         study: Which methods are compared.
-        load: Gives the config with further options merged, as the tools read it: ``method=...`` and the like.
-        tools: The folder of ``train.py`` and ``test.py``.
+        load: Gives the config with further options merged, as the commands read it: ``method=...`` and the like.
         metric: What runs are scored by, such as ``'mIoU'``: the higher the better.
         held_out: Share of the training items that a learning rate is chosen by.
-        train_args: Further arguments of ``train.py``.
+        train_args: Further arguments of ``apla-mm train``.
 
     Raises:
         ValueError: The folder is that of a comparison with other settings.
@@ -42,12 +41,11 @@ class Comparison:
         folder: Path,
         study: Study,
         load: Callable[[Mapping[str, Any]], Config],
-        tools: Path,
         metric: str,
         held_out: float = 0.2,
         train_args: Sequence[str] = (),
     ) -> None:
-        self.folder, self.study, self.load, self.tools = Path(folder), study, load, Path(tools)
+        self.folder, self.study, self.load = Path(folder), study, load
         self.metric, self.held_out, self.train_args = metric, held_out, list(train_args)
         self.items = cache(lambda: items_of(load({}), "train_dataloader"))
         cfg = load({})
@@ -141,9 +139,7 @@ class Comparison:
             waiting = [t for t in self.study.next_trials(scores) if t not in running]
             for trial in waiting[: 0 if killed else jobs - len(running)]:
                 folder = self.prepare(trial)
-                running[trial] = submit(
-                    run_trial, str(folder), str(self.tools), self.train_args, self._test_args(trial)
-                )
+                running[trial] = submit(run_trial, str(folder), self.train_args, self._test_args(trial))
             if not running:
                 break
             ended = [trial for trial, job in running.items() if job.done()]

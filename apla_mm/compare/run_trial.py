@@ -1,4 +1,4 @@
-"""One trial, in processes of its own: trained and scored by the tools, whoever was killed before."""
+"""One trial, in processes of its own: trained and scored by the commands, whoever was killed before."""
 
 import fcntl
 import json
@@ -16,49 +16,53 @@ TRAINED, SCORED, FAILED = "trained.json", "scored.json", "failed.json"
 
 
 def run_trial(
-    folder: str | Path, tools: str | Path, train_args: Sequence[str] = (), test_args: Sequence[str] | None = None
+    folder: str | Path,
+    train_args: Sequence[str] = (),
+    test_args: Sequence[str] | None = None,
+    commands: str = "apla_mm.commands",
 ) -> None:
     """Train, and test if asked for, what ``config.py`` in a folder says; what is done already is not done again.
 
     Args:
         folder: The trial's.
-        tools: The folder of ``train.py`` and ``test.py``.
-        train_args: Further arguments of ``train.py``.
-        test_args: Further arguments of ``test.py``; None for a trial that is not tested and needs no checkpoint then.
+        train_args: Further arguments of ``apla-mm train``.
+        test_args: Further arguments of ``apla-mm test``; None for a trial that is not tested and needs no checkpoint
+            then.
+        commands: The package whose modules ``train`` and ``test`` are run.
 
     Raises:
-        RuntimeError: A tool was ended by a signal. Where one ended in an error, ``failed.json`` says so instead.
+        RuntimeError: A command was ended by a signal. Where one ended in an error, ``failed.json`` says so instead.
     """
-    folder, tools = Path(folder), Path(tools)
+    folder = Path(folder)
     config, run = str(folder / "config.py"), folder / "run"
     with _alone_in(folder) as lock:
         if (folder / FAILED).exists():
             return
-        training = [str(tools / "train.py"), config, "--resume", *train_args]
-        if not (folder / TRAINED).exists() and not _run(folder, training, lock):
+        training = [config, "--resume", *train_args]
+        if not (folder / TRAINED).exists() and not _run(folder, f"{commands}.train", training, lock):
             return
         if test_args is not None and not (folder / SCORED).exists():
             checkpoint = (run / "last_checkpoint").read_text().strip()
-            test = [str(tools / "test.py"), config, checkpoint, "--work-dir", str(folder / "test"), *test_args]
-            _run(folder, test, lock)
+            test = [config, checkpoint, "--work-dir", str(folder / "test"), *test_args]
+            _run(folder, f"{commands}.test", test, lock)
         if test_args is None:
             for file in run.glob("*.pth"):
                 file.unlink()
 
 
-def _run(folder: Path, command: Sequence[str], lock: int) -> bool:
-    """Run a tool with its output in a log; gives whether it ended well. It holds the lock too, if this is killed."""
-    tool = Path(command[0])
-    log = folder / f"{tool.stem}.log"
+def _run(folder: Path, module: str, arguments: Sequence[str], lock: int) -> bool:
+    """Run a command with its output in a log; gives whether it ended well. It holds the lock too, if this is killed."""
+    name = module.rpartition(".")[2]
+    log = folder / f"{name}.log"
     with open(log, "ab") as output:
         code = subprocess.run(
-            [sys.executable, *command], stdout=output, stderr=output, check=False, pass_fds=[lock]
+            [sys.executable, "-m", module, *arguments], stdout=output, stderr=output, check=False, pass_fds=[lock]
         ).returncode
     if code < 0 or code > 128:  # by Python, or as shells and StopSignalHook say it
-        raise RuntimeError(f"{tool.name} was ended by signal {abs(code) % 128}: {log}; the same command goes on")
+        raise RuntimeError(f"{name} was ended by signal {abs(code) % 128}: {log}; the same command goes on")
     if code:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        failure = dict(tool=tool.name, code=code, last=last[0] if last else "", log=str(log))
+        failure = dict(tool=name, code=code, last=last[0] if last else "", log=str(log))
         write_atomic((json.dumps(failure, indent=1) + "\n").encode(), folder / FAILED)
     return code == 0
 

@@ -37,7 +37,7 @@ def make(cfg: Config, folder: Path, study: Study, **settings: Any) -> Comparison
         take_method(loaded, options)
         return loaded
 
-    return Comparison(folder, study, load, Path("tools"), "mIoU", **settings)
+    return Comparison(folder, study, load, "mIoU", **settings)
 
 
 def test_trials_have_configs_that_run_by_themselves(segmentation_config: Config, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_more_trials_later_and_a_trial_that_is_killed(segmentation_config: Confi
     """With scores that are best at 3e-5 at first, and at 1e-5 once it was tried."""
     out, started, told = tmp_path / "out", [], []
 
-    def submit(_: Any, folder: str, tools: str, train_args: list[str], test_args: list[str] | None) -> Done:
+    def submit(_: Any, folder: str, train_args: list[str], test_args: list[str] | None) -> Done:
         trial = Trial(**json.loads(Path(folder, "trial.json").read_text()))
         started.append(trial)
         score = dict(mIoU=-abs(math.log10((trial.lr or 0) / 1e-5)))

@@ -34,7 +34,7 @@ def folder(segmentation_config: Config, tmp_path: Path) -> Path:
     plain.init_weights()
     torch.save(plain.vit.state_dict(), tmp_path / "base.pth")
     segmentation_config.model.backbone.pretrained = str(tmp_path / "base.pth")
-    comparison = Comparison(tmp_path / "out", Study(("apla:r=4", "full"), head_lr=1e-3), load, Path("tools"), "mIoU")
+    comparison = Comparison(tmp_path / "out", Study(("apla:r=4", "full"), head_lr=1e-3), load, "mIoU")
     for method in ("apla:r=4", "full"):
         trial = Trial("final", method, 1.0, 0, 1e-3, 1e-3)
         own = comparison.prepare(trial)

@@ -32,7 +32,7 @@ def comparison(segmentation_config: Config, tmp_path: Path) -> Comparison:
         take_method(cfg, options)
         return cfg
 
-    made = Comparison(tmp_path / "out", STUDY, load, Path("tools"), "mIoU")
+    made = Comparison(tmp_path / "out", STUDY, load, "mIoU")
     for method, rates in SCORES.items():
         for lr, score in rates.items():
             folder = made.prepare(Trial("search", method, 1.0, 0, lr, 1e-3))

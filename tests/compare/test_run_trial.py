@@ -1,7 +1,8 @@
-"""Trials whose tools are scripts of a few lines, in real processes: what is kept, and what is done again."""
+"""Trials whose commands are modules of a few lines, in real processes: what is kept, and what is done again."""
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +33,12 @@ with open(folder / "calls", "a") as calls:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools/train.py").write_text(TRAIN)
-    (tmp_path / "tools/test.py").write_text(TEST)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short/train.py").write_text(TRAIN)
+    (tmp_path / "short/test.py").write_text(TEST)
+    path = filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     (tmp_path / "trial").mkdir()
     return tmp_path / "trial"
 
@@ -45,7 +48,7 @@ def calls(folder: Path) -> list[str]:
 
 
 def run(folder: Path, test_args: list[str] | None = None) -> None:
-    run_trial(folder, folder.parent / "tools", ["--amp"], test_args)
+    run_trial(folder, ["--amp"], test_args, commands="short")
 
 
 def test_a_search_trains_and_leaves_no_checkpoint(folder: Path) -> None:
@@ -66,7 +69,7 @@ def test_an_error_is_kept_with_its_last_line_and_not_run_again(folder: Path) -> 
     run(folder, [])
     run(folder, [])
     failure = json.loads((folder / "failed.json").read_text())
-    assert failure["tool"] == "train.py" and failure["last"] == "ValueError: the loss is nan"
+    assert failure["tool"] == "train" and failure["last"] == "ValueError: the loss is nan"
     assert len(calls(folder)) == 1
 
 
@@ -76,7 +79,7 @@ def test_an_error_is_kept_with_its_last_line_and_not_run_again(folder: Path) -> 
 )
 def test_what_a_signal_ended_is_no_failure_and_goes_on(folder: Path, end: str, number: int) -> None:
     (folder / "do").write_text(end)
-    with pytest.raises(RuntimeError, match=f"train.py was ended by signal {number}: "):
+    with pytest.raises(RuntimeError, match=f"train was ended by signal {number}: "):
         run(folder, [])
     assert not (folder / "failed.json").exists() and not (folder / "scored.json").exists()
     (folder / "do").unlink()
@@ -86,13 +89,13 @@ def test_what_a_signal_ended_is_no_failure_and_goes_on(folder: Path, end: str, n
 
 def test_training_that_was_left_behind_is_waited_for(folder: Path) -> None:
     (folder / "do").write_text("while not (folder / 'go').exists(): time.sleep(0.05)")
-    code = "import sys; from apla_mm.compare.run_trial import run_trial; run_trial(*sys.argv[1:])"
-    trial = subprocess.Popen([sys.executable, "-c", code, folder, folder.parent / "tools"])
+    code = "import sys; from apla_mm.compare.run_trial import run_trial; run_trial(sys.argv[1], commands='short')"
+    trial = subprocess.Popen([sys.executable, "-c", code, folder])
     wait_until((folder / "calls").exists, 60, lambda: f"{trial.poll()}")
     trial.kill()
     trial.wait()
     with open(folder / "lock") as lock, pytest.raises(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # train.py holds it
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the training holds it
     (folder / "go").touch()
     run(folder)
     assert len(calls(folder)) == 1 and (folder / "trained.json").exists()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import comparisons, small_configs
-from helpers.data_sets import write_coco, write_scenes
+from helpers.data_sets import write_coco, write_photos, write_scenes
 from helpers.logs import log_of
 from helpers.nets import TinyClassifier
 from mmengine.config import Config
@@ -77,3 +77,9 @@ def segmentation_config(tmp_path: Path, data_root: Path) -> Config:
 @pytest.fixture
 def detection_config(tmp_path: Path, coco_root: Path) -> Config:
     return small_configs.detection_config(coco_root, tmp_path / "work")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The option that has the commands train on photos."""
+    return f"data_root={write_photos(tmp_path_factory.mktemp('photos') / 'data')}"

@@ -1,11 +1,9 @@
 """Tools in this process, where a process of their own would take seconds to start."""
 
 import argparse
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from helpers import ROOT
@@ -24,15 +22,6 @@ def call_tool(path: Path, *arguments: object) -> None:
         patch.setenv("LOCAL_RANK", "0")
         patch.setattr(sys, "argv", [path.name, *map(str, arguments)])
         runpy.run_path(str(path), run_name="__main__")
-
-
-def load_tool(path: Path) -> ModuleType:
-    """A tool as a module, of which nothing has run yet."""
-    spec = importlib.util.spec_from_file_location(f"tools_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read_config(config: Path, *options: str) -> Config:

@@ -3,10 +3,9 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import mmseg
 import numpy as np
@@ -19,11 +18,13 @@ from helpers.comparisons import changed_rows
 from helpers.data_sets import write_photos
 from helpers.logs import scalars_of
 from helpers.small_run import CONFIG, TEST, TRAIN, VIT, run_small
-from helpers.tools import call_tool, load_tool
+from helpers.tools import call_tool
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS
 from PIL import Image
 
+from apla_mm.commands import test as test_command
+from apla_mm.commands import train as train_command
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -243,15 +244,13 @@ def test_what_training_goes_on_from(
 ) -> None:
     if saved:
         (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
-    tool = load_tool(TRAIN)
     found: list[Config] = []
     ends_at_once = SimpleNamespace(train=lambda: None)
-    monkeypatch.setattr(tool, "build_runner", lambda cfg, loaders: found.append(cfg) or ends_at_once)
+    monkeypatch.setattr(train_command, "build_runner", lambda cfg, loaders: found.append(cfg) or ends_at_once)
     begin = ["--cfg-options", "load_from=begin.pth"]
-    monkeypatch.setattr(sys, "argv", ["train.py", str(CONFIG), *flags, "--work-dir", str(tmp_path), *begin])
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    tool.main()
+    train_command.main([str(CONFIG), *flags, "--work-dir", str(tmp_path), *begin])
     assert (found[0].resume, found[0].load_from) == expected
 
 
@@ -267,7 +266,7 @@ def test_what_training_goes_on_from(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the dtype depends on the device there")
 def test_amp_makes_a_wrapper_that_computes_in_bfloat16_of_what_the_config_says(wrapper: dict) -> None:
     cfg = Config(dict(optim_wrapper=wrapper))
-    load_tool(TRAIN).enable_amp(cfg)
+    train_command.enable_amp(cfg)
     model = torch.nn.Linear(2, 2)
     built = OPTIM_WRAPPERS.build({**cfg.optim_wrapper, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)})
     with built.optim_context(model):
@@ -279,7 +278,7 @@ def test_amp_makes_a_wrapper_that_computes_in_bfloat16_of_what_the_config_says(w
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the dtype depends on the device there")
 def test_amp_of_a_detector_leaves_its_heads_in_float32() -> None:
     cfg = Config(dict(default_scope="mmdet", optim_wrapper=dict(type="OptimWrapper")))
-    load_tool(TRAIN).enable_amp(cfg)
+    train_command.enable_amp(cfg)
     model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("backbone", "neck", "rpn_head")})
     built = OPTIM_WRAPPERS.build({**cfg.optim_wrapper, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)})
     x = torch.tensor([[0.1234567, 0.7654321]])
@@ -290,26 +289,29 @@ def test_amp_of_a_detector_leaves_its_heads_in_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments", "message"),
+    ("command", "arguments", "message"),
     [
-        (TRAIN, ["--amp"], "--amp needs an optim_wrapper of type OptimWrapper, and the config's is ApexOptimWrapper"),
-        (TRAIN, ["--auto-scale-lr"], r"--auto-scale-lr needs auto_scale_lr=dict\(base_batch_size"),
-        (TEST, ["c.pth", "--tta"], "--tta needs tta_model and tta_pipeline"),
-        (TEST, ["c.pth", "--show-dir", "d"], r"--show-dir need default_hooks\.visualization"),
-        (TRAIN, ["--cfg-options", "max_iters=0"], "max_iters=0 must be"),
-        (TRAIN, ["--cfg-options", "classes=a,,b"], "must be names"),
+        (
+            train_command,
+            ["--amp"],
+            "--amp needs an optim_wrapper of type OptimWrapper, and the config's is ApexOptimWrapper",
+        ),
+        (train_command, ["--auto-scale-lr"], r"--auto-scale-lr needs auto_scale_lr=dict\(base_batch_size"),
+        (test_command, ["c.pth", "--tta"], "--tta needs tta_model and tta_pipeline"),
+        (test_command, ["c.pth", "--show-dir", "d"], r"--show-dir need default_hooks\.visualization"),
+        (train_command, ["--cfg-options", "max_iters=0"], "max_iters=0 must be"),
+        (train_command, ["--cfg-options", "classes=a,,b"], "must be names"),
     ],
 )
 def test_flag_that_the_config_cannot_serve_is_an_error(
-    tool: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: ModuleType, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     bare = tmp_path / "bare.py"
     bare.write_text('optim_wrapper = dict(type="ApexOptimWrapper")\ndefault_hooks = dict()\ntrain_cfg = dict()\n')
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # the tools set both: put them back afterwards
     monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setattr(sys, "argv", [str(tool), str(bare), *arguments])
     with pytest.raises((SystemExit, ValueError), match=message):
-        load_tool(tool).main()
+        command.main([str(bare), *arguments])
 
 
 @pytest.fixture

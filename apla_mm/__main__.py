@@ -1,0 +1,77 @@
+"""``apla-mm COMMAND``, and the same as ``python -m apla_mm COMMAND``."""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from . import __version__
+
+#: what they are for -> command -> what it does; its module in apla_mm.commands has _ for -
+COMMANDS = {
+    "train and test": {
+        "train": "train a segmentor or detector",
+        "test": "test one, or predict for a folder of images",
+    },
+    "compare": {
+        "compare": "compare tuning methods on your data, each at its own best learning rate",
+        "forgetting": "measure what the methods of a comparison made a backbone forget",
+    },
+    "files of weights": {
+        "info": "say what checkpoints, deltas and base files hold",
+        "extract": "make a delta of a full checkpoint and its base",
+        "merge": "make a full checkpoint of a delta and its base",
+        "make-base": "make a delta's base file from the weights that its config names",
+        "publish": "write a checkpoint or a delta for others",
+        "import-apla": "convert a checkpoint of the APLA authors' code",
+        "import-eomt": "convert a published checkpoint of EoMT",
+    },
+    "costs": {
+        "benchmark": "memory, arithmetic and time of a training step, by method; the largest batch that fits",
+        "traffic": "what the processes of a job send one another in a training step",
+        "delta-costs": "sizes and times of deltas",
+        "mask-costs": "what label masks cost while losses are computed",
+        "sweep": "which transformers of mmseg, mmdet, mmpretrain and timm can be adapted",
+    },
+    "the installation": {
+        "check-env": "import what is needed and print the versions",
+        "repair-torchvision": "make torchvision importable beside a torch without CUDA",
+    },
+}
+NAMES = [name for group in COMMANDS.values() for name in group]
+
+
+def usage() -> str:
+    """All commands, a line each."""
+    lines = ["usage: apla-mm COMMAND ..., apla-mm COMMAND --help, or apla-mm --version"]
+    width = max(map(len, NAMES))
+    for group, commands in COMMANDS.items():
+        lines += ["", f"{group}:", *(f"  {name:{width}}  {line}" for name, line in commands.items())]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name.
+
+    Args:
+        argv: The arguments; those of the process if None.
+
+    Raises:
+        SystemExit: There is no such command (2), or the command ends otherwise than well.
+    """
+    name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name == "--version":
+        print(f"apla_mm {__version__}")
+    elif name in NAMES:
+        import_module(f"apla_mm.commands.{name.replace('-', '_')}").main(arguments)
+    else:
+        near = get_close_matches(name.replace("_", "-"), NAMES, n=2, cutoff=0.5)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        print(f"apla-mm: there is no command '{name}'; {meant}apla-mm --help lists all", file=sys.stderr)
+        raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()
