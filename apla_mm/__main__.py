@@ -12,6 +12,7 @@ COMMANDS = {
     "train and test": {
         "train": "train a segmentor or detector",
         "test": "test one, or predict for a folder of images",
+        "configs": "list the configs that come with the package",
     },
     "compare": {
         "compare": "compare tuning methods on your data, each at its own best learning rate",

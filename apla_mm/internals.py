@@ -3,11 +3,12 @@
 Checked with mmengine 0.10.7, onedl-mmengine 0.10.12 and torch 2.13.0.
 
 Nothing of theirs is replaced: no function, no default, no loader, no file backend. What is added, under names of its
-own, by :mod:`apla_mm.registration`: entries in mmengine's registries; the file backend ``apla_mm.atomic``, used where
-AtomicCheckpointHook asks for it; a loader of checkpoints whose names end in ``.safetensors``, which mmengine cannot
-read, and one of those whose names begin with ``apla-mm:``, as CheckpointReaderHook has its runner's begin; and the
-types that mmengine's own checkpoints hold, which torch would refuse and mmengine does not allow, or not all of them, to
-torch's list of what ``weights_only=True`` may read.
+own, by :mod:`apla_mm.registration`: entries in mmengine's registries; the package's name in ``MODULE2PACKAGE``, for
+``apla_mm::`` in ``_base_``; the file backend ``apla_mm.atomic``, used where AtomicCheckpointHook asks for it; a loader
+of checkpoints whose names end in ``.safetensors``, which mmengine cannot read, and one of those whose names begin with
+``apla-mm:``, as CheckpointReaderHook has its runner's begin; and the types that mmengine's own checkpoints hold, which
+torch would refuse and mmengine does not allow, or not all of them, to torch's list of what ``weights_only=True`` may
+read.
 
 What is reached into, and why:
 

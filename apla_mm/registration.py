@@ -1,5 +1,6 @@
 """Puts the package's parts into mmengine's root registries, where every OpenMMLab scope finds them."""
 
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import (
     HOOKS,
     LOOPS,
@@ -71,4 +72,7 @@ PARTS = {
 for registry, parts in PARTS.items():
     for part in parts:
         registry.register_module(module=part)
+# so that `_base_` may name apla_mm::seg/apla_vitb_ade.py. mmengine looks first for a distribution of the name on the
+# right: as there is none, it takes the folder of this very module, installed or not
+MODULE2PACKAGE.setdefault("apla_mm", __name__)
 MODELS.register_module(name="LN2d", module=LayerNorm2d)  # for norm_cfg, under the name that mmpretrain gives its own

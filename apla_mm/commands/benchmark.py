@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import apla_mm
 
+from ..config_files import config_argument
 from ..measure import (
     ComparedMethod,
     TrainingStep,
@@ -66,7 +67,7 @@ class Classifier(nn.Module):
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("benchmark", __doc__)
-    parser.add_argument("model", help="name of a timm ViT, or a config file")
+    parser.add_argument("model", type=model_argument, help="name of a timm ViT, or a config file")
     parser.add_argument("--img-size", type=int, default=512, help="height and width of the images (default: 512)")
     parser.add_argument("--batch-size", type=int, default=2, help="images in a batch (default: 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -118,6 +119,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def model_argument(text: str) -> str:
+    return config_argument(text) if text.endswith(".py") else text
+
+
 def number(text: str) -> int | float | str:
     return "full" if text == "full" else float(text) if "." in text else int(text)
 
@@ -166,13 +171,13 @@ def random_images(args: argparse.Namespace) -> Tensor:
 
 
 def build_from_config(args: argparse.Namespace, compiled: bool) -> tuple[Any, Callable[[], Any]]:
-    from mmengine.config import Config
     from mmengine.registry import MODELS, init_default_scope
 
+    from ..config_files import read_config
     from ..data.synthetic_batch import synthetic_batch
     from ..options.shared_options import apply_shared_options
 
-    cfg = Config.fromfile(args.model)
+    cfg = read_config(args.model)
     if args.count and not args.backbone_only and "decode_head" not in cfg.model:
         raise SystemExit(
             f"{args.model}: a detector's loss depends on what it finds and cannot be counted without running: "

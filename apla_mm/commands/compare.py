@@ -20,6 +20,7 @@ from ..compare.comparison import Comparison
 from ..compare.launch import Launcher, visible_gpus
 from ..compare.report import write_report
 from ..compare.study import HEAD, Study
+from ..config_files import config_argument
 from ..options.command_line import add_common_arguments, load_config
 from ..options.launching import end_process
 from . import command_parser
@@ -27,7 +28,7 @@ from . import command_parser
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("compare", __doc__)
-    parser.add_argument("config", help="config file")
+    parser.add_argument("config", type=config_argument, help="config file")
     parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help="as method=... of a config takes")
     parser.add_argument("--seeds", type=int, default=3, help="final runs of each method (default: 3)")
     parser.add_argument("--fractions", type=float, nargs="+", default=[1.0], help="of the training set (default: 1)")

@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.structures.mask import BitmapMasks
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
+from ..config_files import find_config, read_config
 from ..measure import peak_bytes
 from ..models.heads.lean_detectors import make_detector_lean
 from ..text import table
 from . import command_parser
 
 SIZE, PROPOSALS, MASKS = 1024, 128, 20
-MASK2FORMER = "configs/seg/mask2former_swin-t_apla_8xb2-160k_ade20k-512x512.py"
+MASK2FORMER = "apla_mm::seg/mask2former_swin-t_apla_8xb2-160k_ade20k-512x512.py"
 
 
 def mask_targets(lean: bool) -> Callable[[], Any]:
@@ -51,7 +52,7 @@ def mask_targets(lean: bool) -> Callable[[], Any]:
 def query_losses(lean: bool, objects: int) -> Callable[[], Any]:
     """The losses of Mask2Former's ten predictions, of an image that is cut into as many strips as there are objects."""
     init_default_scope("mmseg")
-    cfg = Config.fromfile(MASK2FORMER)
+    cfg = read_config(find_config(MASK2FORMER))
     head = MODELS.build(cfg.model.decode_head)
     if lean:
         make_detector_lean(head)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mmengine.config import Config
 
+from ..config_files import config_argument
 from ..options.command_line import add_common_arguments, build_runner, load_config
 from ..options.launching import end_process
 from ..options.predictions import PredictionsHook, leave_out_labels
@@ -13,7 +14,7 @@ from . import command_parser
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("test", __doc__)
-    parser.add_argument("config", help="config file")
+    parser.add_argument("config", type=config_argument, help="config file")
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument(
         "--out",

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from rich import box
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ..config_files import config_argument, read_config
 from ..data.synthetic_batch import synthetic_batch
 from ..measure import Traffic, gradient_traffic
 from ..method import adapt
@@ -36,7 +36,7 @@ COLUMNS = ("config", "training", "trains", "backbone, MB a step", "all, MB a ste
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("traffic", __doc__)
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="config file")
+    parser.add_argument("configs", nargs="+", type=config_argument, metavar="CONFIG", help="config file")
     parser.add_argument("--full", action="store_true", help="measure full fine-tuning of the same models too")
     parser.add_argument("--img-size", type=int, default=64, help="height and width of the images (default: 64)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
@@ -60,7 +60,7 @@ class Row:
 
 
 def build(path: str, img_size: int, full: bool) -> nn.Module:
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     backbone = cfg.model.backbone
     stored_for = backbone.get("img_size")
     apply_shared_options(cfg, dict(crop_size=img_size))

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
+from ..config_files import config_argument
 from ..options.command_line import add_common_arguments, build_runner, load_config
 from ..options.launching import end_process
 from . import command_parser
@@ -14,7 +15,7 @@ from . import command_parser
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("train", __doc__)
-    parser.add_argument("config", help="config file")
+    parser.add_argument("config", type=config_argument, help="config file")
     parser.add_argument(
         "--resume",
         nargs="?",

@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` have in common."""
+"""What ``apla-mm train`` and ``apla-mm test`` have in common."""
 
 import argparse
 import os
@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..config_files import read_config
 from ..data.data_check_hook import DataCheckHook
 from ..data.folders import LOADERS, check_folders, datasets_of, evaluators_of
 from ..loading.checkpoint_reader_hook import add_checkpoint_reader
@@ -71,7 +72,7 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # checkpoints are pickles of strangers: mmengine's fall-back to a full unpickling is shut off
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     followed = pipelines_by_name(cfg)
     options = take_method(cfg, args.cfg_options)
     apply_shared_options(cfg, options)
