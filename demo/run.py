@@ -5,7 +5,7 @@ From the repository's root::
     python demo/run.py
 
 All trainings are ordinary ones of mmengine's ``Runner``, alike but for what ``configs/demo/digits_*.py`` say: what
-trains of the backbone, and its learning rate, which ``tools/compare.py`` chose (``demo/learning_rates.md``).
+trains of the backbone, and its learning rate, which ``apla-mm compare`` chose (``demo/learning_rates.md``).
 """
 
 import argparse

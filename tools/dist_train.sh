@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train with several processes on this node: tools/dist_train.sh CONFIG GPUS [ARGUMENTS OF tools/train.py]
+# Train with several processes on this node: tools/dist_train.sh CONFIG GPUS [ARGUMENTS OF apla-mm train]
 #   GPUS         processes on this node: one for each GPU, or any number on a node without GPUs
 # On several nodes, run it on each of them with
 #   NNODES       how many nodes there are (default 1)
@@ -11,7 +11,7 @@
 # saves and leaves, and the script with 1, as torchrun does; --resume goes on.
 set -euo pipefail
 
-[ $# -ge 2 ] || { echo "usage: $0 CONFIG GPUS [ARGUMENTS OF tools/train.py]" >&2; exit 2; }
+[ $# -ge 2 ] || { echo "usage: $0 CONFIG GPUS [ARGUMENTS OF apla-mm train]" >&2; exit 2; }
 config=$1 gpus=$2
 shift 2
 exec "$(dirname "$0")/dist_run.sh" train.py "$gpus" "$config" "$@"

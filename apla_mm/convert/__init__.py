@@ -1,1 +1,1 @@
-"""Checkpoints, deltas and base files, out of one another; ``tools/model_converters`` are their command lines."""
+"""Checkpoints, deltas and base files, out of one another; ``apla_mm.commands`` has their command lines."""

@@ -154,7 +154,7 @@ def plain_state(
     if not is_authors(state):
         raise ValueError(
             f"there is no 'proj_weight1' in it, but {listed(state.keys(), 3)}: this checkpoint is plain. Use it as it "
-            "is; tools/model_converters/extract_delta.py makes a delta of it"
+            "is; apla-mm extract makes a delta of it"
         )
     state = without_prefix(state, "module.")
     attentions = [name.rpartition(".")[0] for name in state if name.rpartition(".")[2] in _PARTS]

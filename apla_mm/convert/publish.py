@@ -56,8 +56,8 @@ def publish(
         weights = read_weights(path, known=mmengines_types())
         if is_authors(weights.state):
             raise ValueError(
-                f"'{path}' is of the APLA authors' code, and no plain model loads it: convert it first by "
-                "tools/model_converters/import_apla.py"
+                f"'{path}' is of the APLA authors' code, and no plain model loads it: convert it first, by "
+                f"apla-mm import-apla {path} OUT.pth"
             )
         _check_finite(path, weights.state, allow_nonfinite)
         suffix = ".pth"

@@ -61,7 +61,7 @@ class DataCheckHook(Hook):
     def check_annotation_files(self, runner: Runner, loaders: Sequence[str]) -> None:
         """Check annotation files in COCO's format before mmdet reads them and fails without naming the cause.
 
-        ``tools/train.py`` and ``tools/test.py`` call it. Under other tools the files are checked by
+        ``apla-mm train`` and ``apla-mm test`` call it. Under other tools the files are checked by
         :meth:`before_train` and :meth:`before_test`, if mmdet could read them.
 
         Args:

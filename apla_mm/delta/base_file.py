@@ -105,7 +105,7 @@ def find_base(name: str, delta_path: Path) -> Path:
     raise DeltaError(
         f"delta '{delta_path}' needs its base, the file '{name}', which is not in any of {looked_in}: copy it into one "
         f"of them, name the folder that it is in by the environment variable {ENVIRONMENT}, or make it anew from the "
-        "weights that training began with: tools/model_converters/make_base.py CONFIG DELTA"
+        "weights that training began with: apla-mm make-base CONFIG DELTA"
     )
 
 

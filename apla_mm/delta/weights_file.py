@@ -96,8 +96,7 @@ def read_weights(path: str | Path, known: Sequence[Any] = ()) -> Weights:
     kind = kind_of(path)
     if kind is Kind.DELTA:
         raise ValueError(
-            f"'{path}' is a delta, and all weights are needed: put it on its base by "
-            "tools/model_converters/merge_delta.py"
+            f"'{path}' is a delta, and all weights are needed: put it on its base by apla-mm merge DELTA OUT.pth"
         )
     if kind is Kind.BASE:
         return Weights(load_base(path))

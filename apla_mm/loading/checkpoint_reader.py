@@ -91,7 +91,7 @@ def load_from_safetensors(filename: str | Path, map_location: Any = None) -> dic
     name = delta.header.extra.get(BASE_FILE)
     if name is None:
         raise DeltaError(
-            f"delta '{path}' does not name its base file: merge both by tools/model_converters/merge_delta.py"
+            f"delta '{path}' does not name its base file: merge both by apla-mm merge DELTA OUT.pth --base BASE"
         )
     state = with_versions(merged_state(delta, load_base(find_base(name, path))), delta.header)
     return dict(meta=meta_of(delta.header), state_dict=must_fit(_moved(state, map_location), str(path)))

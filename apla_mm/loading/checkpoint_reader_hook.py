@@ -33,8 +33,8 @@ class CheckpointReaderHook(Hook):
 
     What mmengine loads from elsewhere (``http://``, ``open-mmlab://``, ``torchvision://``, ``modelzoo://``,
     ``mmcls://``, ``s3://``) it reads itself. So that nothing in it is run either, torch's environment variable
-    ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` is set from ``before_run`` until all is loaded; ``tools/train.py`` and
-    ``tools/test.py`` set it for good.
+    ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` is set from ``before_run`` until all is loaded; ``apla-mm train`` and
+    ``apla-mm test`` set it for good.
 
     FlexibleRunner loads before it calls hooks: this package's tools prepare it, with stock ones only what it saves is
     of this hook.

@@ -74,5 +74,5 @@ def check_fits(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         raise DeltaError(
             f"delta '{source}' is not of this model, and nothing was loaded: {'; '.join(parts)}"
             f"{f'; the model lacks {listed(more, 3)}' if more else ''}. Use the config that it was trained with; to "
-            "load what fits, make a plain checkpoint of it by tools/model_converters/merge_delta.py"
+            "load what fits, make a plain checkpoint of it by apla-mm merge DELTA OUT.pth"
         )

@@ -47,8 +47,8 @@ def prepare_launch(cfg: Config, launcher: str) -> None:
     missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
     if missing:
         raise RuntimeError(
-            f"--launcher pytorch: {', '.join(missing)} not set; start by tools/dist_train.sh or tools/dist_test.sh, "
-            "or by torchrun"
+            f"--launcher pytorch: {', '.join(missing)} not set; start by torchrun -m apla_mm train "
+            "CONFIG --launcher pytorch, or by a clone's tools/dist_train.sh or tools/dist_test.sh"
         )
     if _on_cpu():
         _prepare_for_cpu(cfg)
@@ -77,8 +77,8 @@ def set_environment_from_slurm(environment: MutableMapping[str, str]) -> None:
     missing = [name for name in needed if name not in environment]
     if missing:
         raise RuntimeError(
-            f"--launcher slurm: {', '.join(missing)} not set, which srun does for each of its tasks; start by "
-            "tools/slurm_train.sh or tools/slurm_test.sh, or put srun before python in your batch script"
+            f"--launcher slurm: {', '.join(missing)} not set, which srun does for each of its tasks: put srun "
+            "before apla-mm in your batch script, or start by a clone's tools/slurm_train.sh or tools/slurm_test.sh"
         )
     environment.update({name: environment[source] for name, source in _FROM_SLURM.items()})
     if torch.cuda.device_count() == 1:

@@ -26,7 +26,7 @@ class StopSignalHook(Hook):
     After the first of the signals in any process, all of them finish the same iteration (of training, with those whose
     gradients are accumulated, or of the validation in between), save as the config's CheckpointHook does, and leave
     with the exit code 128 + the signal's number: 130 for SIGINT, 138 for SIGUSR1, 143 for SIGTERM.
-    ``tools/train.py CONFIG --resume`` goes on from there; a validation that was cut short is then done by
+    ``apla-mm train CONFIG --resume`` goes on from there; a validation that was cut short is then done by
     ResumableTrainLoop and left out by mmengine's loops. A second Ctrl-C ends a process at once, and so does any signal
     before the first iteration.
 
@@ -134,7 +134,7 @@ class StopSignalHook(Hook):
     def _leave(self, runner: Runner, number: int, done: int) -> None:
         path = _save(runner, done)
         code = 128 + number
-        what = f"saved {path}; tools/train.py --resume goes on from there" if path else "no CheckpointHook, not saved"
+        what = f"saved {path}; apla-mm train --resume goes on from there" if path else "no CheckpointHook, not saved"
         name = signal.Signals(number).name
         print_log(f"{name}: stopped after iteration {done}: {what}; exit code {code}", logger="current")
         runner.visualizer.close()

@@ -62,7 +62,7 @@ class DeltaHook(Hook):
         if isinstance(runner, FlexibleRunner):
             raise ValueError(
                 "DeltaHook is not for FlexibleRunner, whose strategies write checkpoints themselves; leave it out, "
-                "tools/model_converters/extract_delta.py makes deltas of them"
+                "apla-mm extract makes deltas of them"
             )
         hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
         if not hooks or not all(hasattr(hook, "companion") for hook in hooks):
@@ -86,7 +86,7 @@ class DeltaHook(Hook):
             raise ValueError(
                 "DeltaHook: the checkpoint that is resumed names no base file, being of a run without DeltaHook, and "
                 "the weights before that run are not known here: resume without it; "
-                "tools/model_converters/extract_delta.py makes deltas of its checkpoints"
+                "apla-mm extract makes deltas of its checkpoints"
             )
         source = Path(load_path(runner) or find_latest_checkpoint(runner.work_dir))
         self._resumed_base = lambda: find_base(name, source)

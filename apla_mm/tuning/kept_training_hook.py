@@ -95,6 +95,6 @@ def check_method_was_read(runner: Runner) -> None:
     """
     if (method := runner.cfg.get("method")) is not None:
         raise ValueError(
-            f"method={method!r} in the config is read by this package's tools/train.py alone; for other tools write "
+            f"method={method!r} in the config is read by apla-mm train alone; for other tools write "
             "custom_hooks=[dict(type='TuningHook', method=...)], or for APLA dict(type='APLAHook', r=...)"
         )

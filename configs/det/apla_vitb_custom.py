@@ -1,5 +1,5 @@
 # your own data set in COCO's format: data_root/images and data_root/annotations/instances_{train,val}.json
-# python tools/train.py configs/det/apla_vitb_custom.py --cfg-options data_root=FOLDER classes=cat,dog
+# apla-mm train configs/det/apla_vitb_custom.py --cfg-options data_root=FOLDER classes=cat,dog
 _base_ = "apla_vitb_coco.py"
 data_root = "data/my_dataset"
 classes = ("object",)

@@ -1,7 +1,7 @@
 # your own data set, laid out as ADE20K:
 #   data_root/images/{training,validation}/*.jpg and data_root/annotations/{training,validation}/*.png,
 #   the label of a pixel being its class's index, 255 = ignored
-# python tools/train.py configs/seg/apla_vitb_custom.py --cfg-options data_root=FOLDER classes=background,cat,dog
+# apla-mm train configs/seg/apla_vitb_custom.py --cfg-options data_root=FOLDER classes=background,cat,dog
 _base_ = "apla_vitb_ade.py"
 data_root = "data/my_dataset"
 classes = ("background", "object")

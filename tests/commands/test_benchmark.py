@@ -1,4 +1,4 @@
-"""tools/analysis_tools/benchmark.py as a process of its own."""
+"""apla-mm benchmark as a process of its own."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/compare.py as users call it: real trials in processes of their own, killed and begun again."""
+"""apla-mm compare as users call it: real trials in processes of their own, killed and begun again."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""tools/analysis_tools/delta_costs.py as a process of its own."""
+"""apla-mm delta-costs as a process of its own."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/analysis_tools/mask_costs.py: the case that is small enough for a test, both ways, each in its process."""
+"""apla-mm mask-costs: the case that is small enough for a test, both ways, each in its process."""
 
 from helpers import ROOT
 from helpers.processes import run

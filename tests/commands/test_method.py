@@ -1,4 +1,4 @@
-"""tools/train.py with method=, resumed, and tools/test.py on what it saved, as processes."""
+"""apla-mm train with method=, resumed, and apla-mm test on what it saved, as processes."""
 
 from pathlib import Path
 

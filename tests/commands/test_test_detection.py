@@ -1,4 +1,4 @@
-"""tools/test.py on a detector: its own evaluation, and the predictions that it keeps."""
+"""apla-mm test on a detector: its own evaluation, and the predictions that it keeps."""
 
 import json
 import pickle

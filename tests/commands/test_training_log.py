@@ -1,4 +1,4 @@
-"""What a training by tools/train.py leaves to be read: text, scalars, and TensorBoard's events."""
+"""What a training by apla-mm train leaves to be read: text, scalars, and TensorBoard's events."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every config trains: from its own file, its sizes reduced, by what tools/train.py runs."""
+"""Every config trains: from its own file, its sizes reduced, by what apla-mm train runs."""
 
 import argparse
 import copy

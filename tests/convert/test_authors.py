@@ -496,7 +496,7 @@ def test_what_does_not_fit_of_projections_in_full(full, write, tmp_path, run_too
     assert "its parameters say partial_size: full, and no 'attn.proj.weight'" in refused(files(none)[0])
     for parameters in (EasyDict(), settings(partial_size=R)):
         said = refused(write(state, state, parameters=parameters)[0])
-        assert "this checkpoint is plain. Use it as it is; " in said and "extract_delta.py" in said
+        assert "this checkpoint is plain. Use it as it is; " in said and "apla-mm extract" in said
 
 
 def pair(run):

@@ -182,7 +182,7 @@ def test_another_base_needs_no_check(trained, tmp_path, run_tool):
     run_tool("merge_delta", delta, out, "--base", tmp_path / "other.pth", "--no-check")
     state = read_checkpoint(out)["state_dict"]
     assert torch.equal(state["backbone.vit.cls_token"], other["backbone.vit.cls_token"])
-    with pytest.raises(SystemExit, match=r"is a delta.*merge_delta"):
+    with pytest.raises(SystemExit, match=r"is a delta.*apla-mm merge"):
         run_tool("merge_delta", delta, tmp_path / "n.pth", "--base", delta)
 
 

@@ -98,7 +98,7 @@ def test_batch_script_without_srun_is_an_error() -> None:
 def test_pytorch_launcher_without_torchrun_is_an_error(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in OURS:
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(RuntimeError, match="RANK, WORLD_SIZE, LOCAL_RANK not set; start by tools/dist_train.sh"):
+    with pytest.raises(RuntimeError, match="RANK, WORLD_SIZE, LOCAL_RANK not set; start by torchrun -m apla_mm train"):
         prepare_launch(cfg, "pytorch")
 
 

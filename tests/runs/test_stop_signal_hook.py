@@ -77,7 +77,7 @@ def test_signal_saves_after_the_iteration_and_training_goes_on_from_there(
     assert stop(make_runner(tiny_classifier, max_iters=6, custom_hooks=hooks)) == 128 + number
     path = tmp_path / "work/iter_3.pth"
     assert f"{number.name}: saving after this iteration, then leaving" in capfd.readouterr().err
-    assert f"{number.name}: stopped after iteration 3: saved {path}; tools/train.py --resume goes on" in read_log()
+    assert f"{number.name}: stopped after iteration 3: saved {path}; apla-mm train --resume goes on" in read_log()
     assert (tmp_path / "work/last_checkpoint").read_text() == str(path)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     checkpoint = read_checkpoint(path)

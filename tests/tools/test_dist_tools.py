@@ -80,11 +80,11 @@ def call(script: str, *arguments: str, **environment: str) -> Done:
 @pytest.mark.parametrize(
     ("script", "arguments", "usage"),
     [
-        ("dist_train.sh", ["c.py"], "CONFIG GPUS [ARGUMENTS OF tools/train.py]"),
-        ("dist_test.sh", ["c.py", "x.pth"], "CONFIG CHECKPOINT GPUS [ARGUMENTS OF tools/test.py]"),
-        ("slurm_train.sh", ["debug", "job"], "PARTITION JOB_NAME CONFIG [ARGUMENTS OF tools/train.py]"),
+        ("dist_train.sh", ["c.py"], "CONFIG GPUS [ARGUMENTS OF apla-mm train]"),
+        ("dist_test.sh", ["c.py", "x.pth"], "CONFIG CHECKPOINT GPUS [ARGUMENTS OF apla-mm test]"),
+        ("slurm_train.sh", ["debug", "job"], "PARTITION JOB_NAME CONFIG [ARGUMENTS OF apla-mm train]"),
         ("slurm_test.sh", ["debug", "job", "c.py"], "PARTITION JOB_NAME CONFIG CHECKPOINT [ARGUMENTS OF"),
-        ("slurm_requeue.sbatch", [], "tools/slurm_requeue.sbatch CONFIG [ARGUMENTS OF tools/train.py]"),
+        ("slurm_requeue.sbatch", [], "tools/slurm_requeue.sbatch CONFIG [ARGUMENTS OF apla-mm train]"),
     ],
 )
 def test_missing_arguments_are_answered_by_a_usage_line(script: str, arguments: list[str], usage: str) -> None:

@@ -163,7 +163,7 @@ def _content(path: Path) -> Any:
     if kind is Kind.DELTA:
         raise ValueError(
             f"'{path}' is a delta, of which load_from takes all; or name a plain checkpoint that "
-            "tools/model_converters/merge_delta.py makes of it"
+            "apla-mm merge DELTA OUT.pth makes of it"
         )
     if kind is not Kind.PICKLE:
         return read_weights(path).state

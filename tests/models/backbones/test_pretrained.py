@@ -126,7 +126,7 @@ def test_a_delta_is_refused(
     backbone = make(path, apla=dict(r=r))
     before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
     with pytest.raises(
-        ValueError, match=rf"pretrained: '{path}' is a delta, of which load_from takes all; .*merge_delta"
+        ValueError, match=rf"pretrained: '{path}' is a delta, of which load_from takes all; .*apla-mm merge"
     ):
         backbone.init_weights()
     assert_same(backbone.state_dict(), before)

@@ -1,0 +1,84 @@
+"""The command apla-mm: what it lists, what it runs, and what it loads for that."""
+
+import pkgutil
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from helpers.processes import run, run_python
+
+import apla_mm.commands
+from apla_mm.__main__ import COMMANDS, NAMES, main
+
+#: of a clone -> command
+TOOLS = {
+    "extract_delta": "extract",
+    "merge_delta": "merge",
+    "sweep_configs": "sweep",
+}
+
+
+def test_every_command_is_listed_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    modules = {module.name for module in pkgutil.iter_modules(apla_mm.commands.__path__)}
+    assert {name.replace("-", "_") for name in NAMES} == modules and len(NAMES) == len(set(NAMES))
+    main(["--help"])
+    listed = dict(re.findall(r"^  ([a-z-]+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert listed == {name: line for group in COMMANDS.values() for name, line in group.items()}
+
+
+def test_help_is_given_without_torch_and_openmmlab() -> None:
+    code = """
+        import sys
+        from apla_mm.__main__ import main
+        main([])
+        main(["--version"])
+        main(["configs", "apla_vitb_ade"])
+        others = ("torch", "mmengine", "mmcv", "mmseg", "mmdet", "timm", "numpy", "safetensors")
+        print(sorted(sys.modules.keys() & set(others)))
+    """
+    *_, version, config, loaded = run_python(code).stdout.splitlines()
+    assert (version, config) == (f"apla_mm {apla_mm.__version__}", "apla_mm::seg/apla_vitb_ade.py")
+    assert loaded == "[]"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_command_prints_its_own_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    said = capsys.readouterr().out
+    module = sys.modules[f"apla_mm.commands.{name.replace('-', '_')}"]
+    assert ended.value.code == 0 and re.search(rf"^usage: apla-mm {name} ", said, re.MULTILINE)
+    assert module.__doc__ is not None and module.__doc__.splitlines()[0] in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("trian", "did you mean train"),
+        ("extract_delta", "did you mean extract"),
+        ("import_apla", "did you mean import-apla"),
+        ("zzz", "there is no command 'zzz'; apla-mm --help lists all"),
+    ],
+)
+def test_a_mistyped_command_ends_with_2_and_a_suggestion(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([typed])
+    assert ended.value.code == 2 and meant in capsys.readouterr().err
+
+
+def test_as_a_module_it_ends_as_the_command_does() -> None:
+    done = run(sys.executable, "-m", "apla_mm", "configs", "nothing", returncode=1)
+    assert (done.stdout, done.stderr) == ("", "no config's name has 'nothing' in it; apla-mm configs lists all\n")
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").rglob("*.py")), ids=lambda path: path.stem)
+def test_tools_of_a_clone_are_the_commands(tool: Path) -> None:
+    name = TOOLS.get(tool.stem, tool.stem.replace("_", "-"))
+    assert name in NAMES
+    found = runpy.run_path(str(tool), run_name="imported")["main"]
+    assert found is sys.modules[f"apla_mm.commands.{name.replace('-', '_')}"].main
