@@ -27,6 +27,9 @@ COMMANDS = {
         "import-apla": "convert a checkpoint of the APLA authors' code",
         "import-eomt": "convert a published checkpoint of EoMT",
     },
+    "data": {
+        "make-panoptic": "make panoptic files of annotated objects and of label maps",
+    },
     "costs": {
         "benchmark": "memory, arithmetic and time of a training step, by method; the largest batch that fits",
         "traffic": "what the processes of a job send one another in a training step",

@@ -1,36 +1,6 @@
-"""Make panoptic files of annotated objects (COCO's format, with masks) and, for stuff, of label maps.
+"""``apla-mm make-panoptic``."""
 
-python tools/dataset_converters/make_panoptic.py instances_train.json panoptic_train.json --rest background
-python tools/dataset_converters/make_panoptic.py instances_train.json panoptic_train.json \\
-    --label-maps FOLDER --stuff sky=1 road=7
-Maps of segments are written into a folder of the file's name. Where objects overlap the smaller one is on top.
-"""
-
-import argparse
-from pathlib import Path
-
-from apla_mm.convert.panoptic import make_panoptic
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("objects", type=Path, help="annotation file")
-    parser.add_argument("out", type=Path, help="panoptic annotation file to write: .json")
-    parser.add_argument("--rest", metavar="NAME", help="class of stuff that all other pixels are (default: none)")
-    parser.add_argument("--label-maps", type=Path, metavar="FOLDER", help="PNG of labels for each image, of its name")
-    parser.add_argument("--stuff", nargs="+", default=[], metavar="NAME=LABEL", help="classes of stuff in label maps")
-    args = parser.parse_args()
-    if bool(args.stuff) != bool(args.label_maps):
-        parser.error("--label-maps and --stuff go together")
-    pairs = [text.rpartition("=") for text in args.stuff]
-    if wrong := ["".join(pair) for pair in pairs if not pair[0] or not pair[2].isdigit()]:
-        parser.error(f"--stuff {wrong[0]}: write NAME=LABEL, as in sky=1")
-    stuff = {name: int(label) for name, _, label in pairs}
-    print(make_panoptic(args.objects, args.out, args.rest, args.label_maps, stuff))
-
+from apla_mm.commands.make_panoptic import main
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    main()
