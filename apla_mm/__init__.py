@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api import load, train
     from .method import PartialLinear, Report, adapt, merge, register_attention, select_channels
     from .tasks import TaskSwitch, task
 
@@ -20,6 +21,9 @@ _ROOMS = dict.fromkeys(__all__, "apla_mm.method")
 if find_spec("safetensors") is not None:
     __all__ += ["TaskSwitch", "task"]
     _ROOMS |= dict.fromkeys(("TaskSwitch", "task"), "apla_mm.tasks")
+if find_spec("mmengine") is not None:
+    __all__ += ["load", "train"]
+    _ROOMS |= dict.fromkeys(("load", "train"), "apla_mm.api")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,13 +3,12 @@
 import argparse
 from collections.abc import Sequence
 
-import torch
-from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
 from ..config_files import config_argument
 from ..options.command_line import add_common_arguments, build_runner, load_config
 from ..options.launching import end_process
+from ..options.mixed_precision import enable_mixed_precision
 from . import command_parser
 
 
@@ -29,27 +28,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def enable_amp(cfg: Config) -> None:
-    wrapper = cfg.optim_wrapper
-    if wrapper.type not in ("OptimWrapper", "AmpOptimWrapper"):
-        raise SystemExit(f"--amp needs an optim_wrapper of type OptimWrapper, and the config's is {wrapper.type}")
-    cuda = torch.cuda.is_available()
-    if cuda and (wrapper.get("dtype") == "float16" or not torch.cuda.is_bf16_supported()):
-        wrapper.type, wrapper.dtype = "AmpOptimWrapper", "float16"
-        wrapper.setdefault("loss_scale", "dynamic")
-        return
-    wrapper.type = "BFloat16OptimWrapper"
-    for key in ("dtype", "loss_scale"):
-        wrapper.pop(key, None)
-    if cfg.get("default_scope") == "mmdet":
-        wrapper.parts = ["backbone", "neck"]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args)
     if args.amp:
-        enable_amp(cfg)
+        try:
+            enable_mixed_precision(cfg)
+        except ValueError as error:
+            raise SystemExit(f"--amp: {error}") from error
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise SystemExit("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")

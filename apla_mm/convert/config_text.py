@@ -38,7 +38,8 @@ def _value(node: ast.expr) -> Any:
         items = zip(node.keys, node.values, strict=True)
         return {key.value: _value(value) for key, value in items if _is_text(key)}
     if isinstance(node, ast.List | ast.Tuple):
-        return [_value(element) for element in node.elts]
+        values = [_value(element) for element in node.elts]
+        return tuple(values) if isinstance(node, ast.Tuple) else values
     try:
         value = ast.literal_eval(node)
     except _ERRORS:

@@ -103,24 +103,31 @@ def _provide_base(runner: Runner) -> None:
         RuntimeError: So it is in the first process.
     """
     path = load_path(runner) or ""
-    if not path.endswith(".safetensors") or not isinstance(runner.cfg.get("model"), dict):
+    if path.endswith(".safetensors") and isinstance(runner.cfg.get("model"), dict):
+        in_main_process(lambda: provide_base(path, runner.cfg))
+
+
+def provide_base(path: str | Path, cfg: Config) -> None:
+    """Make a delta's base file, if it is not found, from the weights that a config names; of other files, do nothing.
+
+    Args:
+        path: The delta.
+        cfg: The config; its scope must be the default one.
+
+    Raises:
+        DeltaError: These weights are not its base.
+    """
+    try:
+        name = load_delta(path).header.extra[BASE_FILE]
+    except (DeltaError, KeyError):  # for the reader to report
         return
-
-    def provide() -> None:
+    try:
+        find_base(name, Path(path))
+    except DeltaError as error:
+        cfg = deepcopy(cfg)
+        cfg.load_from = None  # the delta
         try:
-            name = load_delta(path).header.extra[BASE_FILE]
-        except (DeltaError, KeyError):  # for the reader to report
-            return
-        try:
-            find_base(name, Path(path))
-        except DeltaError as error:
-            cfg = deepcopy(runner.cfg)
-            cfg.load_from = None  # the delta
-            try:
-                made = make_base(cfg, path)
-            except Exception as reason:  # a model fails to be built or loaded in any way
-                text = f"{error}. The weights that the config names are not its base: {reason}"
-                raise DeltaError(text) from reason
-            print_log(f"the delta's base is made from the weights that the config names: '{made}'", logger="current")
-
-    in_main_process(provide)
+            made = make_base(cfg, path)
+        except Exception as reason:  # a model fails to be built or loaded in any way
+            raise DeltaError(f"{error}. The weights that the config names are not its base: {reason}") from reason
+        print_log(f"the delta's base is made from the weights that the config names: '{made}'", logger="current")

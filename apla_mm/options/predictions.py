@@ -108,7 +108,7 @@ def leave_out_labels(cfg: Config, images: str | None = None, out: str | None = N
     dataset = dict(datasets[0])
     # of a folder, the classes are what the data set's class knows, where the config does not name them
     dataset["metainfo"] = {**_known_metainfo(dataset, cfg.get("default_scope")), **(dataset.get("metainfo") or {})}
-    dataset["pipeline"] = _without_labels(dataset.get("pipeline") or [])
+    dataset["pipeline"] = without_labels(dataset.get("pipeline") or [])
     dataset["test_mode"] = True
     shared = {key: dataset[key] for key in ("metainfo", "pipeline", "test_mode")}
     cfg.test_evaluator = []
@@ -137,7 +137,7 @@ def leave_out_labels(cfg: Config, images: str | None = None, out: str | None = N
         dataset["data_prefix"] = {key: folder for key, folder in folders.items() if key != "seg_map_path"}
     cfg.test_dataloader.dataset = dataset
     if cfg.get("tta_pipeline"):
-        cfg.tta_pipeline = _without_labels(cfg.tta_pipeline)
+        cfg.tta_pipeline = without_labels(cfg.tta_pipeline)
 
 
 def _scored(cfg: Config) -> Any:
@@ -188,11 +188,11 @@ def _all_cases() -> tuple[str, ...]:
     return (*_SUFFIXES, *(suffix.upper() for suffix in _SUFFIXES))
 
 
-def _without_labels(node: Any) -> Any:
+def without_labels(node: Any) -> Any:
     """A pipeline without its steps that read labels; a group of nothing else goes too."""
     if isinstance(node, Mapping):
-        return {key: _without_labels(value) for key, value in node.items()}
+        return {key: without_labels(value) for key, value in node.items()}
     if not isinstance(node, list | tuple):
         return node
-    kept = [(one, _without_labels(one)) for one in node if "LoadAnnotations" not in kind(one)]
+    kept = [(one, without_labels(one)) for one in node if "LoadAnnotations" not in kind(one)]
     return type(node)(after for before, after in kept if after != [] or before == [])

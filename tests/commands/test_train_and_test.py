@@ -26,6 +26,7 @@ from PIL import Image
 from apla_mm.commands import test as test_command
 from apla_mm.commands import train as train_command
 from apla_mm.loading.checkpoint_reader import read_checkpoint
+from apla_mm.options.mixed_precision import enable_mixed_precision
 
 pytestmark = pytest.mark.slow
 
@@ -266,7 +267,7 @@ def test_what_training_goes_on_from(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the dtype depends on the device there")
 def test_amp_makes_a_wrapper_that_computes_in_bfloat16_of_what_the_config_says(wrapper: dict) -> None:
     cfg = Config(dict(optim_wrapper=wrapper))
-    train_command.enable_amp(cfg)
+    enable_mixed_precision(cfg)
     model = torch.nn.Linear(2, 2)
     built = OPTIM_WRAPPERS.build({**cfg.optim_wrapper, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)})
     with built.optim_context(model):
@@ -278,7 +279,7 @@ def test_amp_makes_a_wrapper_that_computes_in_bfloat16_of_what_the_config_says(w
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the dtype depends on the device there")
 def test_amp_of_a_detector_leaves_its_heads_in_float32() -> None:
     cfg = Config(dict(default_scope="mmdet", optim_wrapper=dict(type="OptimWrapper")))
-    train_command.enable_amp(cfg)
+    enable_mixed_precision(cfg)
     model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("backbone", "neck", "rpn_head")})
     built = OPTIM_WRAPPERS.build({**cfg.optim_wrapper, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)})
     x = torch.tensor([[0.1234567, 0.7654321]])

@@ -20,7 +20,7 @@ optim_wrapper = dict(optimizer=dict(lr=-1e-3, betas=(0.9, 0.999)))
 def test_text_is_read():
     config = read_config(CONFIG)
     assert config.keys() == {"custom_imports", "model", "optim_wrapper"}
-    assert config["optim_wrapper"] == dict(optimizer=dict(lr=-1e-3, betas=[0.9, 0.999]))
+    assert config["optim_wrapper"] == dict(optimizer=dict(lr=-1e-3, betas=(0.9, 0.999)))
     assert config["model"]["backbone"]["apla"] == dict(r=64, seed=5)
     assert len(str(read_config("x = " + "[" * 90 + "]" * 90)["x"])) == 180
     assert read_config("x = {'a': 1, 2: 3, 'b': [None, True]}") == dict(x=dict(a=1, b=[None, True]))

@@ -100,7 +100,7 @@ class APLAViT(nn.Module):
         self._model_kwargs = dict(model_kwargs or {}, num_classes=0)
         if img_size is not None:
             self._model_kwargs["img_size"] = img_size if isinstance(img_size, int) else tuple(img_size)
-        self.vit: Any = _create_vit(model_name, **self._model_kwargs)
+        self.vit: Any = create_vit(model_name, **self._model_kwargs)
         depth = len(blocks_of_vit(self.vit))
         self.out_indices = _resolve_indices(out_indices, depth)
         if query_blocks:
@@ -189,7 +189,7 @@ class APLAViT(nn.Module):
         if self.pretrained is True:
             source = f"timm's weights of '{self.model_name}'"
             try:
-                state = _create_vit(self.model_name, pretrained=True, **self._model_kwargs).state_dict()
+                state = create_vit(self.model_name, pretrained=True, **self._model_kwargs).state_dict()
             except Exception as error:
                 raise RuntimeError(
                     f"{source} could not be had ({type(error).__name__}: {error}); download them where there is a "
@@ -199,7 +199,7 @@ class APLAViT(nn.Module):
             named = Source.of(self.pretrained)
             source = str(named)
             state = read_pretrained(
-                named, self.vit, lambda: _create_vit(self.model_name, **self._model_kwargs), self.model_name
+                named, self.vit, lambda: create_vit(self.model_name, **self._model_kwargs), self.model_name
             )
         _check_fit(state, self.vit, source, self.model_name)
         self.vit.load_state_dict(state)
@@ -211,7 +211,16 @@ class APLAViT(nn.Module):
         self._has_weights |= all(f"{prefix}vit.{key}" in state_dict for key in self.vit.state_dict())
 
 
-def _create_vit(model_name: str, **kwargs: Any) -> Any:
+def create_vit(model_name: str, **kwargs: Any) -> Any:
+    """Make a ViT of timm without its classifier, for images of any size where it can.
+
+    Args:
+        model_name: timm's.
+        kwargs: Of its constructor.
+
+    Raises:
+        ValueError: timm has no such model, or it takes no such arguments, or its blocks are not known.
+    """
     if model_name.split(".")[0] not in timm.list_models():
         raise ValueError(f"timm {timm.__version__} has no model '{model_name}'; timm.list_models('*vit*') lists ViTs")
     try:

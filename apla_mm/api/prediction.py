@@ -1,0 +1,124 @@
+"""What a model found in an image."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model found in an image, at the image's own size. It draws itself in a notebook.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB.
+        classes: Names.
+        label_map: A class for each pixel, int64 (H, W), of a segmentor; None of a detector.
+        boxes: (N, 4) float32 of a detector: left, top, right, bottom in pixels; the surest first.
+        scores: (N,) float32, 0 to 1.
+        labels: (N,) int64, a class of each box.
+        masks: (N, H, W) bool; None without masks.
+        palette: RGB of each class.
+    """
+
+    image: np.ndarray
+    classes: tuple[str, ...]
+    label_map: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    palette: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, image: np.ndarray, sample: Any, classes: tuple[str, ...], palette: Any = None) -> "Prediction":
+        """Read a data sample of mmseg or mmdet.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            sample: What ``test_step`` gives for it.
+            classes: Names.
+            palette: RGB of each class; None to make one.
+        """
+        colours = _palette(len(classes)) if palette is None else np.asarray(palette, np.uint8).reshape(-1, 3)
+        if "pred_sem_seg" in sample:
+            labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.int64)
+            return cls(image, classes, label_map=labels, palette=colours)
+        found = sample.pred_instances.cpu()
+        order = found.scores.argsort(descending=True, stable=True)
+        masks = found.masks[order].numpy().astype(bool) if "masks" in found else None
+        return cls(
+            image,
+            classes,
+            boxes=found.bboxes[order].numpy(),
+            scores=found.scores[order].numpy(),
+            labels=found.labels[order].numpy(),
+            masks=masks,
+            palette=colours,
+        )
+
+    def draw(self, threshold: float = 0.3, opacity: float = 0.5) -> Image.Image:
+        """The image with what was found drawn over it.
+
+        Args:
+            threshold: Boxes with a lower score are left out.
+            opacity: Of label maps and masks, 0 to 1.
+        """
+        if self.label_map is not None:
+            assert self.palette is not None
+            colours = self.palette[self.label_map % len(self.palette)]
+            mixed = (1 - opacity) * self.image + opacity * colours
+            return Image.fromarray(mixed.round().astype(np.uint8))
+        return self._draw_objects(threshold, opacity)
+
+    def _draw_objects(self, threshold: float, opacity: float) -> Image.Image:
+        from mmengine.visualization import Visualizer
+
+        assert self.boxes is not None and self.scores is not None and self.labels is not None
+        assert self.palette is not None
+        shown = self.scores >= threshold
+        drawer = Visualizer(image=self.image)
+        colours = [tuple(map(int, self.palette[label % len(self.palette)])) for label in self.labels[shown]]
+        if self.masks is not None and shown.any():
+            drawer.draw_binary_masks(self.masks[shown], colors=colours, alphas=opacity)
+        if shown.any():
+            drawer.draw_bboxes(self.boxes[shown], edge_colors=colours, line_widths=2)
+            texts = [
+                f"{self.classes[label] if label < len(self.classes) else label} {score:.2f}"
+                for label, score in zip(self.labels[shown], self.scores[shown], strict=True)
+            ]
+            drawer.draw_texts(texts, self.boxes[shown, :2], colors="w", bboxes=[dict(facecolor="black", alpha=0.6)] * 1)
+        return Image.fromarray(drawer.get_image())
+
+    def save(self, path: str | Path, **how: float) -> None:
+        """Write the drawn image; arguments of :meth:`draw`."""
+        self.draw(**how).save(path)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.draw().save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        if self.label_map is not None:
+            found = ", ".join(self._name(label) for label in np.unique(self.label_map))
+            return f"Prediction of {width} x {height} pixels: {found}"
+        assert self.labels is not None and self.scores is not None
+        surest = zip(self.labels[:3], self.scores[:3], strict=True)
+        best = ", ".join(f"{self._name(label)} {score:.2f}" for label, score in surest)
+        return f"Prediction of {width} x {height} pixels: {len(self.labels)} objects{f': {best}' if best else ''}"
+
+    def _name(self, label: int) -> str:
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+
+def _palette(count: int) -> np.ndarray:
+    """Colours that differ, uint8 (count, 3): hues a golden ratio apart."""
+    import colorsys
+
+    hues = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75, 0.95) for i in range(max(1, count))]
+    return (255 * np.array(hues)).round().astype(np.uint8)

@@ -1,0 +1,91 @@
+"""A model that predicts for images."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmengine.registry import DefaultScope
+from PIL import Image
+from torch import nn
+
+from ..options.predictions import without_labels
+from .prediction import Prediction
+
+ImageLike = str | Path | np.ndarray | Image.Image
+
+
+class Predictor:
+    """Predicts by a model as a test of its config would.
+
+    Args:
+        model: A segmentor or detector in evaluation mode.
+        scope: ``'mmseg'`` or ``'mmdet'``.
+        pipeline: The config's, of a test.
+        classes: Names.
+        palette: RGB of each class, or None.
+
+    Attributes:
+        model: The model.
+        classes: Names.
+    """
+
+    def __init__(
+        self, model: nn.Module, scope: str, pipeline: Sequence[Any], classes: tuple[str, ...], palette: Any = None
+    ) -> None:
+        self.model: Any = model
+        self.classes, self.palette, self._scope = classes, palette, scope
+        first, *rest = without_labels(list(pipeline))
+        if "LoadImage" not in str(first.get("type")):
+            raise ValueError(
+                f"the config's test pipeline begins with {first.get('type')!r}: expected LoadImageFromFile"
+            )
+        with DefaultScope.overwrite_default_scope(scope):
+            import_module(f"{scope}.datasets.transforms")
+            self._prepare = Compose([dict(type=f"{scope}.LoadImageFromNDArray"), *rest])
+
+    def predict(self, image: ImageLike) -> Prediction:
+        """Predict for an image.
+
+        Args:
+            image: A file, an image of Pillow, or an array (H, W, 3) of uint8, RGB.
+
+        Returns:
+            What was found, at the image's own size.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is no image.
+        """
+        pixels = as_rgb(image)
+        with DefaultScope.overwrite_default_scope(self._scope), torch.no_grad():
+            data = self._prepare(dict(img=np.ascontiguousarray(pixels[..., ::-1]), img_id=0))
+            batch = dict(inputs=[data["inputs"]], data_samples=[data["data_samples"]])
+            (sample,) = self.model.test_step(batch)
+        return Prediction.of(pixels, sample, self.classes, self.palette)
+
+
+def as_rgb(image: ImageLike) -> np.ndarray:
+    """The pixels of an image, (H, W, 3) uint8 RGB, turned as its EXIF says.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no image, or an array of another kind.
+    """
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise ValueError(f"an array of {image.dtype}, {image.shape}: expected (H, W, 3) of uint8, RGB")
+        return image
+    path = Path(image)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no image '{path}' (looked in {Path.cwd()})")
+    pixels = mmcv.imfrombytes(path.read_bytes(), flag="color", channel_order="rgb")
+    if pixels is None:
+        raise ValueError(f"'{path}' is no image that OpenCV reads, or is cut off")
+    return np.asarray(pixels)
