@@ -12,6 +12,7 @@ COMMANDS = {
     "train and test": {
         "train": "train a segmentor or detector",
         "test": "test one, or predict for a folder of images",
+        "check": "see whether a config will train here, and what it will take",
         "configs": "list the configs that come with the package",
     },
     "compare": {

@@ -1,17 +1,14 @@
 """The hook that adds to the log what mmengine leaves out."""
 
-import os
-import sys
 from typing import Any
 
-import torch
-from mmengine.device import get_device
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..method.wrappers import unwrapped
+from ..runs.peak_memory import device_memory, peak_memory
 from ..runs.vis_backends import add_vis_backends
 from .parameter_groups import ParameterGroup, format_groups, groups_by_lr, groups_by_settings
 
@@ -69,7 +66,7 @@ class TrainingLogHook(Hook):
         """Log the peak memory, once."""
         if self._iterations < self.memory_after:
             self._iterations += 1
-            self._peak = max(self._peak, _peak_memory())  # LoggerHook, which comes later, sets CUDA's peak to zero
+            self._peak = max(self._peak, peak_memory())  # LoggerHook, which comes later, sets CUDA's peak to zero
             if self._iterations == self.memory_after:
                 self._log_memory()
 
@@ -79,7 +76,7 @@ class TrainingLogHook(Hook):
             self._log_memory()
 
     def _log_memory(self) -> None:
-        peaks = all_gather_object((self._peak, *_device_memory()))
+        peaks = all_gather_object((self._peak, *device_memory()))
         peak, total, device = max(peaks)
         where = device if get_world_size() == 1 else f"{device}; the largest of {len(peaks)} processes"
         print_log(
@@ -87,21 +84,3 @@ class TrainingLogHook(Hook):
             f"({where})",
             logger="current",
         )
-
-
-def _peak_memory() -> int:
-    """In bytes."""
-    if get_device() == "cuda":
-        return torch.cuda.max_memory_allocated()
-    import resource  # not on every system
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _device_memory() -> tuple[int, str]:
-    """All there is, in bytes, and the device's name."""
-    if get_device() == "cuda":
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        return properties.total_memory, properties.name
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "CPU"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from mmengine.runner import Runner
 
 from apla_mm.models import APLAViT
@@ -134,9 +133,8 @@ def test_peak_of_a_gpu_outlives_mmengines_reset_and_the_largest_of_all_processes
     make_runner: Callable[..., Runner], tiny_classifier: Any, read_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peaks = iter([2 * 2**30, 3 * 2**30, 1 * 2**30])
-    monkeypatch.setattr(training_log_hook, "get_device", lambda: "cuda")
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
-    monkeypatch.setattr(training_log_hook, "_device_memory", lambda: (80 * 2**30, "GPU"))
+    monkeypatch.setattr(training_log_hook, "peak_memory", lambda: next(peaks))
+    monkeypatch.setattr(training_log_hook, "device_memory", lambda: (80 * 2**30, "GPU"))
     make_runner(tiny_classifier, 4, custom_hooks=[TrainingLogHook(memory_after=3)]).train()
     assert PEAK.findall(read_log()) == [("3", "3.00", "80.0", "GPU")]
 

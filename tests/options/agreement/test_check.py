@@ -103,6 +103,7 @@ CASES: list[tuple[Path, list[str], str, bool]] = [
         "model.roi_head.bbox_head.loss_cls.class_weight",
         ERROR,
     ),
+    (SEG, ["optim_wrapper.optimizer.type=AdamWW"], "optim_wrapper.optimizer.type", ERROR),
     # classes
     (SEG, ["model.auxiliary_head.1.num_classes=3"], "model.auxiliary_head.1.num_classes", ERROR),
     (SWIN, ["model.decode_head.num_classes=151"], "model.decode_head.num_classes", ERROR),

@@ -1,0 +1,101 @@
+"""apla-mm check: a config that will train, and ten that will not, each named."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.data_sets import write_scenes
+from helpers.small_configs import segmentation_config
+from mmengine.config import Config
+
+from apla_mm.__main__ import main
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> Config:
+    cfg = segmentation_config(write_scenes(tmp_path / "scenes"), tmp_path / "work")
+    cfg.train_cfg.update(max_iters=40, val_interval=20)
+    cfg.default_hooks.checkpoint = dict(type="AtomicCheckpointHook", by_epoch=False, interval=20, max_keep_ckpts=2)
+    return cfg
+
+
+def check(cfg: Config, tmp_path: Path, *options: str) -> None:
+    cfg.dump(tmp_path / "config.py")
+    main(["check", str(tmp_path / "config.py"), *options])
+
+
+def test_ready_with_what_it_will_take_and_nothing_left_behind(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(cfg, tmp_path)
+    said = capsys.readouterr().out
+    assert said.endswith("\nReady.\n")
+    for line in ("trains ", "memory ", "step ", "validation ", "the run ", "disk ", "versions "):
+        assert f"\n{line}" in said
+    assert ", 40 of them" in said and "2 images, 2 times" in said
+    assert not (tmp_path / "work").exists()
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:99])
+
+
+def weights_of_another(cfg: Config, tmp_path: Path) -> None:
+    torch.save(dict(cls_token=torch.zeros(1, 1, 99)), tmp_path / "weights.pth")
+    cfg.model.backbone.pretrained = str(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda cfg, root: cfg.train_dataloader.dataset.update(data_root="/nowhere"), "data: .*'/nowhere/images/train"),
+        (lambda cfg, root: truncated(root / "images/training/scene_1.jpg"), "scene_1.jpg' cannot be read"),
+        (lambda cfg, root: (root / "annotations/training/scene_2.png").unlink(), "scene_2.png"),
+        (lambda cfg, root: cfg.model.decode_head.update(num_classes=3), "settings: model.decode_head.num_classes"),
+        (lambda cfg, root: weights_of_another(cfg, root.parent), "weights.pth' does not fit"),
+        (lambda cfg, root: cfg.model.backbone.update(pretrained="/no/weights.pth"), "/no/weights.pth"),
+        (lambda cfg, root: cfg.model.backbone.apla.update(r=999), "r=999"),
+        (lambda cfg, root: cfg.model.backbone.update(model_name="vit_tiny_patch16_244"), "vit_tiny_patch16_244"),
+        (
+            lambda cfg, root: cfg.optim_wrapper.optimizer.update(type="AdamWW"),
+            "there is no optimizer 'AdamWW'; .*AdamW",
+        ),
+        (lambda cfg, root: cfg.optim_wrapper.optimizer.update(lr=-1.0), "run: Invalid learning rate: -1.0"),
+    ],
+)
+def test_what_will_not_train_is_named(
+    cfg: Config,
+    tmp_path: Path,
+    change: Callable[[Any, Path], object],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change(cfg, tmp_path / "scenes")
+    with pytest.raises(SystemExit) as ended:
+        check(cfg, tmp_path)
+    _, _, listed = capsys.readouterr().out.partition("\nNot ready: ")
+    assert ended.value.code == 1 and listed
+    assert [line for line in listed.splitlines()[1:] if line.startswith("  - ")]
+    assert re.search(expected, listed), listed
+
+
+def test_several_are_listed_at_once(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg.train_dataloader.dataset.data_root = cfg.val_dataloader.dataset.data_root = "/nowhere"
+    cfg.model.decode_head.num_classes = 3
+    with pytest.raises(SystemExit):
+        check(cfg, tmp_path)
+    assert "Not ready: 3 to mend" in capsys.readouterr().out
+
+
+def test_no_room_for_checkpoints_is_named(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), dict(free=1000)))
+    with pytest.raises(SystemExit):
+        check(cfg, tmp_path)
+    assert "disk: checkpoints take" in capsys.readouterr().out
