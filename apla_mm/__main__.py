@@ -10,7 +10,7 @@ from . import __version__
 #: what they are for -> command -> what it does; its module in apla_mm.commands has _ for -
 COMMANDS = {
     "train and test": {
-        "train": "train a segmentor or detector",
+        "train": "train a segmentor, detector or classifier",
         "test": "test one, or predict for a folder of images",
         "check": "see whether a config will train here, and what it will take",
         "configs": "list the configs that come with the package",
@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": {
         "compare": "compare tuning methods on your data, each at its own best learning rate",
         "forgetting": "measure what the methods of a comparison made a backbone forget",
+        "knn": "how well a backbone's features tell classes as they are",
     },
     "files of weights": {
         "info": "say what checkpoints, deltas and base files hold",

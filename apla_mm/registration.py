@@ -14,6 +14,8 @@ from mmengine.registry import (
 from timm.layers import LayerNorm2d
 
 from .compare.image_areas import ImageAreas
+from .compare.image_hits import ImageHits
+from .compare.nearest_neighbours_loop import NearestNeighboursLoop
 from .compare.record_hook import RecordHook
 from .data.data_check_hook import DataCheckHook
 from .loading import checkpoint_reader  # noqa: F401  a loader, under a name of its own
@@ -60,8 +62,8 @@ PARTS = {
         TuningHook,
         WeightsCheckHook,
     ),
-    LOOPS: (ResumableTrainLoop,),
-    METRICS: (ImageAreas,),
+    LOOPS: (NearestNeighboursLoop, ResumableTrainLoop),
+    METRICS: (ImageAreas, ImageHits),
     MODELS: (APLAViT, SimpleFeaturePyramid),
     MODEL_WRAPPERS: (APLAFullyShardedDataParallel, CPUDistributedDataParallel),
     OPTIM_WRAPPER_CONSTRUCTORS: (TrainableOptimWrapperConstructor,),

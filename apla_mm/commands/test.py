@@ -1,9 +1,10 @@
-"""Test a segmentor or detector: ``apla-mm test CONFIG CHECKPOINT``."""
+"""Test a segmentor, detector or classifier: ``apla-mm test CONFIG CHECKPOINT``."""
 
 import argparse
 from collections.abc import Sequence
 
 from mmengine.config import Config
+from mmengine.evaluator import DumpResults
 
 from ..config_files import config_argument
 from ..options.command_line import add_common_arguments, build_runner, load_config
@@ -19,7 +20,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         help="where to keep predictions: a folder (segmentation), in which they lie in sub-folders as their images do, "
-        "or a .pkl file (detection)",
+        "or a .pkl file (detection, classification)",
     )
     parser.add_argument(
         "--images",
@@ -49,7 +50,8 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
     hook = cfg.default_hooks.get("visualization")
     if hook is None:
         raise SystemExit("--show and --show-dir need default_hooks.visualization in the config")
-    hook.draw, hook.interval = True, 1  # mmseg 1.2.2 would draw every 50th prediction
+    hook.interval = 1  # mmseg 1.2.2 would draw every 50th prediction
+    hook["enable" if cfg.get("default_scope") == "mmpretrain" else "draw"] = True
     if args.show:
         hook.show, hook.wait_time = True, args.wait_time
     if args.show_dir:
@@ -67,19 +69,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args)
     cfg.load_from = args.checkpoint
-    detection = cfg.get("default_scope") == "mmdet"
+    scope = cfg.get("default_scope")
+    in_file = scope in ("mmdet", "mmpretrain")
     if args.show or args.show_dir:
         enable_drawing(cfg, args)
-    if args.out and detection and not args.out.endswith((".pkl", ".pickle")):
-        raise SystemExit(f"--out of a detection config must be a .pkl file, and is {args.out}")
+    if args.out and in_file and not args.out.endswith((".pkl", ".pickle")):
+        raise SystemExit(f"--out of a config of {scope} must be a .pkl file, and is {args.out}")
     if args.images or args.unlabelled:
         leave_out_labels(cfg, args.images, args.out)
     if args.tta:
         enable_tta(cfg)
     runner = build_runner(cfg, ("test_dataloader",))
-    if args.out and not detection:
+    if args.out and not in_file:
         runner.register_hook(PredictionsHook(args.out))
-    if args.out and detection:
+    if args.out and scope == "mmpretrain":
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    if args.out and scope == "mmdet":
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

@@ -1,4 +1,4 @@
-"""Train a segmentor or detector: ``apla-mm train CONFIG``."""
+"""Train a segmentor, detector or classifier: ``apla-mm train CONFIG``."""
 
 import argparse
 from collections.abc import Sequence

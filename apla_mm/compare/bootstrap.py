@@ -61,6 +61,17 @@ def difference(
     return Difference(means[0] - means[1], float(low), float(high))
 
 
+def accuracy(file: Path) -> tuple[list[str], ScoreOf]:
+    """A run's accuracy in percent from what :class:`~.image_hits.ImageHits` wrote.
+
+    Returns:
+        The images, and the score.
+    """
+    with np.load(file) as known:
+        images, hits = known["images"].tolist(), known["hits"].astype(np.float64)
+    return images, lambda weights: 100 * (weights @ hits) / weights.sum(1)
+
+
 def mean_iou(file: Path) -> tuple[list[str], ScoreOf]:
     """A run's mean IoU in percent from what :class:`~.image_areas.ImageAreas` wrote.
 

@@ -131,6 +131,8 @@ def _base_of(cfg: Config) -> nn.Module:
         cfg.model.backbone.pop(key, None)
     if cfg.model.backbone.pop("query_blocks", 0):  # whose last map passes the final norm
         cfg.model.backbone.norm = True
+    if cfg.model.backbone.pop("output", "maps") != "maps":
+        cfg.model.backbone.norm = True
     states = []
     with torch.random.fork_rng():
         for seed in (0, 1):

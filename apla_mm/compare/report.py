@@ -17,13 +17,13 @@ import numpy as np
 from ..delta.atomic_file import write_atomic
 from ..text import format_bytes, table
 from .average_precision import average_precision
-from .bootstrap import Difference, ScoreOf, difference, mean_iou
+from .bootstrap import Difference, ScoreOf, accuracy, difference, mean_iou
 from .comparison import Comparison
 from .predictions import boxes_figure, predictions_figure
 from .run_trial import FAILED, TRAINED
 from .search import at_edge
 from .study import HEAD, Scores
-from .trial import AREAS, PREDICTIONS
+from .trial import AREAS, HITS, PREDICTIONS
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ def _runs(comparison: Comparison, method: str, fraction: float) -> list[tuple[li
     folders = [comparison.folder / trial.folder for trial in finals]
     if comparison.metric == "mIoU":
         return [mean_iou(folder / AREAS) for folder in folders if (folder / AREAS).exists()]
+    if comparison.metric == "accuracy/top1":
+        return [accuracy(folder / HITS) for folder in folders if (folder / HITS).exists()]
     kind = comparison.metric.rpartition("/")[2].removesuffix("_mAP")
     if kind not in ("bbox", "segm") or not comparison.annotations:
         return []
@@ -168,7 +170,7 @@ def _pairs(pairs: dict[tuple[str, str], Difference], fraction: float, metric: st
     if not pairs:
         return (
             f"{title}None can be compared: two methods need final runs on the same test images, and {metric} what each "
-            "image adds to it, as mIoU and COCO's AP have."
+            "image adds to it, as mIoU, COCO's AP and accuracy/top1 have."
         )
     cells = [
         (one, other, f"{d.mean:+.3g}", f"{d.low:+.3g} to {d.high:+.3g}", "yes" if d.decided else "no")

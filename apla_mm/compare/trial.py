@@ -18,7 +18,8 @@ from ..delta.atomic_file import write_atomic
 from .splits import Split
 
 CONSTRUCTOR = "TrainableOptimWrapperConstructor"
-AREAS, PREDICTIONS = "areas.npz", "predictions"  #: what a test writes of each image into a final trial's folder
+#: what a test writes of each image into a final trial's folder
+AREAS, HITS, PREDICTIONS = "areas.npz", "hits.npz", "predictions"
 #: constructors whose rules ours keeps
 _ALIKE = (None, "DefaultOptimWrapperConstructor", CONSTRUCTOR)
 
@@ -145,6 +146,8 @@ def for_final(cfg: Config, chosen: Sequence[int], folder: Path) -> None:
         if evaluator["type"] == "IoUMetric":
             areas = dict(type="ImageAreas", file=str((folder / AREAS).absolute()))
             cfg.test_evaluator = [*evaluators, {**areas, "ignore_index": evaluator.get("ignore_index", 255)}]
+        if evaluator["type"] == "Accuracy":
+            cfg.test_evaluator = [*evaluators, dict(type="ImageHits", file=str((folder / HITS).absolute()))]
         if evaluator["type"] == "CocoMetric":
             evaluator["outfile_prefix"] = str((folder / PREDICTIONS).absolute())
 

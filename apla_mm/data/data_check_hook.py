@@ -13,6 +13,8 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
 from ..processes import in_every_process
+from ..text import quoted
+from .class_images import check_class_images, counts_of_classes, is_classified, labels_of
 from .coco_check import check_annotations, check_images, is_coco
 from .folders import dataset_class, datasets_of, evaluators_of
 from .heads import heads_of
@@ -27,17 +29,18 @@ from .segmentation_check import SegmentationCheck
 
 
 class DataCheckHook(Hook):
-    """Checks the data of a segmentation or detection config before training or testing starts.
+    """Checks the data of a segmentation, detection or classification config before training or testing starts.
 
     Files are read as the data set's own pipeline reads them. What is not in order is an error that names the file and
     what was expected: an empty data set; a missing or unreadable image; one that is left out for its suffix alone; a
     label map of another size than its image, or with a label that the heads, or the metrics, neither count nor ignore;
     label maps that all together have nothing to learn, or no pixel of a class; in COCO's format an annotation that
     refers to nothing, a box outside its image, a mask that is none, classes that are not the file's categories in the
-    file's order; a panoptic map without the segments of its annotation file; a head with another number of classes than
-    the data set. With several processes each reads its share
-    of the images, and the first one the annotation files. How many pixels or objects each class has is logged, and
-    a class without an object in training is a warning. Training images that cannot be read are only logged where
+    file's order; a panoptic map without the segments of its annotation file; in classification a label of no class, or a
+    test whose classes are not those of the checkpoint; a head with another number of classes than the data set. With
+    several processes each reads its share of the images, and the first one the annotation files. How many pixels, objects
+    or images each class has is logged, and a class without an object or image in training is a warning. Training images
+    that cannot be read are only logged where
     ResumableTrainLoop is set to skip them.
 
     Args:
@@ -57,6 +60,7 @@ class DataCheckHook(Hook):
         self.box_tolerance = box_tolerance
         self.missing_classes = missing_classes
         self._checked: set[str] = set()
+        self._trained_classes: list[str] | None = None
 
     def check_annotation_files(self, runner: Runner, loaders: Sequence[str]) -> None:
         """Check annotation files in COCO's format before mmdet reads them and fails without naming the cause.
@@ -76,6 +80,13 @@ class DataCheckHook(Hook):
             ]
             self._check_annotations(runner, name, read)
             self._checked.add(name)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Any) -> None:
+        """Keep what the classes of a checkpoint are called."""
+        meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
+        dataset = meta.get("dataset_meta") if isinstance(meta, dict) else None
+        classes = dataset.get("classes") if isinstance(dataset, dict) else None
+        self._trained_classes = list(classes) if isinstance(classes, list | tuple) else None
 
     def before_train(self, runner: Runner) -> None:
         """Check what training and validation read."""
@@ -104,6 +115,8 @@ class DataCheckHook(Hook):
             in_every_process(partial(self._check_heads, runner, name, dataset))
             if kind == "COCO":
                 self._check_images(name, dataset, unreadable)
+            elif kind == "classes":
+                self._check_class_images(name, dataset, unreadable)
             else:
                 self._log(name, *maps.look_at(dataset, unreadable))
         counts = maps.judge(loader, trained) if "label maps" in kinds else None
@@ -192,10 +205,7 @@ class DataCheckHook(Hook):
     def _check_images(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
         infos = (dataset.get_data_info(i) for i in _share(dataset))
         images = [(info["img_path"], info["width"], info["height"]) for info in infos]
-        how = dict(flag="color", backend="cv2")
-        for step in steps_of(dataset.pipeline):
-            if hasattr(step, "color_type"):
-                how = dict(flag=step.color_type, backend=step.imdecode_backend)
+        how = _how_images_are_read(dataset)
         paths = [path for shares in all_gather_object([path for path, _, _ in images]) for path in shares]
         if is_main_process():
             said = images_not_listed((dataset.data_prefix or {}).get("img"), paths, dataset.backend_args)
@@ -205,6 +215,26 @@ class DataCheckHook(Hook):
         self._log(name, read, len(images))
         if is_panoptic(type(dataset)):
             in_every_process(lambda: check_maps(_maps_of(dataset), self.time_limit, dataset.backend_args))
+
+    def _check_class_images(self, name: str, dataset: Any, unreadable: list[str] | None) -> None:
+        classes = dataset.metainfo["classes"]
+        if name == "test_dataloader" and self._trained_classes not in (None, list(classes)):
+            raise DataError(
+                f"{name}: the classes are {quoted(classes, 5)}, and those of the checkpoint "
+                f"{quoted(self._trained_classes or [], 5)}: labels would be taken for others; test on folders of the "
+                "same names, or name the checkpoint's by the option classes"
+            )
+        infos = [dataset.get_data_info(i) for i in _share(dataset)]
+        how = _how_images_are_read(dataset)
+        read = in_every_process(lambda: check_class_images(infos, classes, self.time_limit, None, unreadable, **how))
+        labels = [one for share in all_gather_object([labels_of(info) for info in infos]) for one in share]
+        if is_main_process() and any(labels):
+            told, empty = counts_of_classes([label for one in labels for label in one], classes)
+            print_log(f"{name}: {told}", logger="current")
+            if empty:
+                level = logging.WARNING if name == "train_dataloader" else logging.INFO
+                print_log(f"{name}: {empty}", logger="current", level=level)
+        self._log(name, read, len(infos))
 
     def _log(self, name: str, read: int, count: int) -> None:
         rest = "" if read == count else f" in {self.time_limit:g} s; DataCheckHook(time_limit=None) reads all"
@@ -219,6 +249,8 @@ def _kind_of(name: str, dataset: Any) -> str | None:
         return None
     if is_coco(type(dataset)):
         return "COCO"
+    if is_classified(type(dataset)):
+        return "classes" if dataset.metainfo.get("classes") and "img_path" in dataset.get_data_info(0) else None
     # mmseg's data sets have both keys, where they know of label maps
     segmentation = {"seg_map_path", "seg_fields"} & dataset.get_data_info(0).keys()
     return "label maps" if segmentation and dataset.metainfo.get("classes") else None
@@ -238,6 +270,15 @@ def _maps_of(dataset: Any) -> list[PanopticMap]:
         )
         for info in infos
     ]
+
+
+def _how_images_are_read(dataset: Any) -> dict[str, str]:
+    """Arguments of mmcv.imfrombytes, as the data set's pipeline has them."""
+    how = dict(flag="color", backend="cv2")
+    for step in steps_of(dataset.pipeline):
+        if hasattr(step, "color_type"):
+            how = dict(flag=step.color_type, backend=step.imdecode_backend)
+    return how
 
 
 def _share(dataset: Any) -> range:

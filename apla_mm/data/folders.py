@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from os.path import join, splitext
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def _check_dataset(where: str, dataset: Mapping[str, Any], scope: str | None) ->
             check_list(path, suffix)
 
 
-def datasets_of(cfg: Mapping[str, Any], loader: str) -> list[Mapping[str, Any]]:
+def datasets_of(cfg: Mapping[str, Any], loader: str) -> list[MutableMapping[str, Any]]:
     """The configs of a data loader's data sets, without their wrappers."""
     return list(_inner((cfg.get(loader) or {}).get("dataset")))
 
@@ -105,8 +105,8 @@ def _has_files(folder: str, suffix: str) -> bool:
     return any(True for _ in _files(folder, suffix))
 
 
-def _inner(dataset: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(dataset, Mapping):
+def _inner(dataset: Any) -> Iterator[MutableMapping[str, Any]]:
+    if isinstance(dataset, MutableMapping):
         wrapped = [dataset.get("dataset"), *(dataset.get("datasets") or [])]
         if not any(wrapped):
             yield dataset
@@ -116,7 +116,8 @@ def _inner(dataset: Any) -> Iterator[Mapping[str, Any]]:
 
 def _paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     root = dataset.get("data_root") or ""
-    for key, folder in (dataset.get("data_prefix") or {}).items():
+    prefix = dataset.get("data_prefix") or {}
+    for key, folder in (dict(img_path=prefix) if isinstance(prefix, str) else prefix).items():  # mmpretrain takes both
         if folder or (root and key == "img_path"):
             yield f"data_prefix.{key}", join(root, folder)
     if dataset.get("ann_file"):

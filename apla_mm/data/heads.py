@@ -12,7 +12,7 @@ _OTHER_TYPES = {"RPNHead", "STDCHead"}  # object or not, edge or not
 def is_in_head(path: str) -> bool:
     """Whether a dotted path, of a config or a module, leads into a head that predicts the data set's classes."""
     steps = path.split(".")
-    return any(step.endswith("_head") for step in steps) and not _OTHER_PARTS & set(steps)
+    return any(step == "head" or step.endswith("_head") for step in steps) and not _OTHER_PARTS & set(steps)
 
 
 def is_other_type(name: str) -> bool:
@@ -24,7 +24,7 @@ def heads_of(model: nn.Module) -> Iterator[tuple[str, int]]:
     """The names of a model's heads, and the number of classes that each was built for.
 
     Args:
-        model: A model of mmseg or mmdet, wrapped or not.
+        model: A model of mmseg, mmdet or mmpretrain, wrapped or not.
     """
     for name, module in model.named_modules():
         outputs = getattr(module, "num_classes", None)

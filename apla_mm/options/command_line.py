@@ -12,12 +12,14 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..config_files import read_config
+from ..data.class_folders import check_class_folders
 from ..data.data_check_hook import DataCheckHook
 from ..data.folders import LOADERS, check_folders, datasets_of, evaluators_of
 from ..loading.checkpoint_reader_hook import add_checkpoint_reader
 from ..loading.weights_check_hook import add_weights_check
 from ..option_values import parse_value
 from .agreement import check_agreement
+from .class_folders import check_classes_are_counted, name_classes_by_folders
 from .launching import join_processes, prepare_launch
 from .method import take_method
 from .pipelines import in_loaders, pipelines_by_name, set_pipelines_by_name
@@ -66,7 +68,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config that the arguments name, with their options merged.
 
     Raises:
-        ValueError: An option's value is of the wrong kind.
+        ValueError: An option's value is of the wrong kind, or mmpretrain is missing.
         RuntimeError: The variables that the launcher should have set are missing.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -81,6 +83,7 @@ def load_config(args: argparse.Namespace) -> Config:
     set_pipelines_by_name(cfg, followed)
     drop_settings_of_workers(cfg, args.cfg_options)
     _follow_data_sets(cfg, args.cfg_options)
+    name_classes_by_folders(cfg)
     _leave_out_hooks(cfg)
     prepare_launch(cfg, args.launcher)
     if args.work_dir is not None:
@@ -125,6 +128,8 @@ def build_runner(cfg: Config, loaders: Sequence[str] = LOADERS) -> Runner:
     """
     warnings = check_agreement(cfg, loaders)
     check_folders(cfg, loaders)
+    check_class_folders(cfg, loaders)
+    check_classes_are_counted(cfg)
     join_processes(cfg)
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     for warning in warnings:

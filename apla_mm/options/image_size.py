@@ -7,6 +7,8 @@ Part: TypeAlias = dict[str, Any]
 Size: TypeAlias = tuple[int, int]
 
 _RESIZING = {"Resize", "RandomResize", "RandomChoiceResize", "ResizeShortestEdge"}
+_CUTS = {"CenterCrop", "RandomCrop", "EfficientNetCenterCrop"}
+_CUTS_AND_RESIZES = {"RandomResizedCrop", "EfficientNetRandomCrop"}  # to what they call scale
 _BATCHES = {"SegDataPreProcessor", "BatchFixedSizePad"}
 
 
@@ -52,6 +54,36 @@ def set_image_size(
             _scale(part, ratio)
     for part in tta:
         _scale(part, ratio)
+
+
+def set_classified_size(model: Sequence[Part], pipelines: Sequence[Part], size: Size) -> None:
+    """Set the size of the images that a classifier sees, in its model and in pipelines, in place.
+
+    What images are cut to becomes ``size``, and what whole ones are resized to; the side that they are resized to
+    before a cut keeps its proportion to it.
+
+    Args:
+        model: All dicts of the model's config.
+        pipelines: All dicts of the pipelines.
+        size: Height and width.
+
+    Raises:
+        ValueError: ``size`` is no square, and a step takes one number.
+    """
+    cuts = [part["crop_size"] for part in pipelines if _kind(part) in _CUTS]
+    before = min(min(cut) if isinstance(cut, list | tuple) else cut for cut in cuts) if cuts else None
+    for part in pipelines:
+        kind = _kind(part)
+        key = "crop_size" if kind in _CUTS else "scale" if kind in (*_CUTS_AND_RESIZES, "Resize") else ""
+        if key and key in part:
+            if size[0] != size[1] and kind.startswith("EfficientNet"):
+                raise ValueError(f"crop_size={size} must be one number: {kind} cuts squares")
+            # mmcv's steps take (width, height), mmpretrain's own (height, width)
+            pair = size[::-1] if kind in ("CenterCrop", "Resize") else size
+            part[key] = size[0] if size[0] == size[1] and isinstance(part[key], int) else pair
+        elif kind == "ResizeEdge":
+            part["scale"] = max(1, round(part["scale"] * min(size) / before)) if before else min(size)
+    _set_in_model(model, size)
 
 
 def _shorter_side(pipelines: Sequence[Part]) -> int | None:

@@ -91,10 +91,10 @@ def leave_out_labels(cfg: Config, images: str | None = None, out: str | None = N
     """Let a test read images alone and score nothing, in place.
 
     Args:
-        cfg: The config of a segmentor or a detector.
+        cfg: The config of a segmentor, a detector or a classifier.
         images: A folder of images, at any depth, in place of the data set's. None keeps those of the test's data set:
-            in segmentation the images of its folder or list, in detection those of its annotation file, of which
-            annotations are not read.
+            in segmentation and classification the images of its folder or list, in detection those of its annotation
+            file, of which annotations are not read.
         out: File of a detector's predictions; beside it they are written in COCO's format too.
 
     Raises:
@@ -128,6 +128,11 @@ def leave_out_labels(cfg: Config, images: str | None = None, out: str | None = N
             format_only=True,
             outfile_prefix=prefix,
         )
+    elif cfg.get("default_scope") == "mmpretrain":
+        if images is not None:
+            place = dict(data_prefix=dict(img_path=images), extensions=_SUFFIXES)
+            dataset = dict(shared, type="CustomDataset", **place)
+        dataset["with_label"] = False
     elif images is not None:
         zero = dataset.get("reduce_zero_label", kind(dataset) == "ADE20KDataset")
         place = dict(data_prefix=dict(img_path=images), img_suffix=_all_cases(), reduce_zero_label=zero)

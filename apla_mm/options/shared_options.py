@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from ..data.folders import LOADERS
 from ..data.heads import is_in_head, is_other_type
-from .image_size import set_image_size
+from .image_size import set_classified_size, set_image_size
 from .masks import set_masks
 from .pipelines import pipelines_by_name, set_pipelines_by_name
 
@@ -76,7 +76,7 @@ def _set_classes(cfg: Config, given: Any) -> None:
         )
     for dataset in _datasets(cfg):
         dataset["metainfo"] = dict(classes=classes)
-    for head in _heads(cfg.model):
+    for head in counting_heads(cfg.model):
         _set_num_classes(head, len(classes))
 
 
@@ -113,7 +113,8 @@ def _names(key: str, given: Any, example: str) -> tuple[str, ...]:
 def _set_num_classes(head: dict[str, Any], count: int) -> None:
     key = "num_classes" if "num_classes" in head else "num_things_classes"
     before, head[key] = head[key], count
-    _repeat_weight(head, before, count)
+    if isinstance(before, int):
+        _repeat_weight(head, before, count)
 
 
 def _repeat_weight(head: dict[str, Any], before: int, count: int) -> None:
@@ -124,15 +125,15 @@ def _repeat_weight(head: dict[str, Any], before: int, count: int) -> None:
             part["class_weight"] = weights[:1] * count + weights[before:]
 
 
-def _heads(node: Any, path: str = "model") -> Iterator[dict[str, Any]]:
-    """The parts of heads that state a number of classes."""
+def counting_heads(node: Any, path: str = "model") -> Iterator[dict[str, Any]]:
+    """The parts of heads that state a number of classes; None is one that is still to be counted."""
     if isinstance(node, dict):
         instances = "num_things_classes" in node and not node.get("num_stuff_classes")
         if ("num_classes" in node or instances) and is_in_head(path) and not is_other_type(str(node.get("type"))):
             yield node
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for key, child in list(children):
-        yield from _heads(child, f"{path}.{key}")
+        yield from counting_heads(child, f"{path}.{key}")
 
 
 def _set_crop_size(cfg: Config, crop_size: Any) -> None:
@@ -141,6 +142,9 @@ def _set_crop_size(cfg: Config, crop_size: Any) -> None:
     if not pair or not all(type(side) is int and side > 0 for side in size):
         raise ValueError(f"crop_size={crop_size!r} must be an int or (height, width) in pixels")
     pipelines = [(cfg.get(loader) or {}).get("dataset") for loader in LOADERS]
+    if cfg.get("default_scope") == "mmpretrain":
+        set_classified_size(list(_dicts(cfg.model)), list(_dicts(pipelines)), (size[0], size[1]))
+        return
     set_image_size(
         list(_dicts(cfg.model)),
         list(_dicts(pipelines)),

@@ -1,10 +1,10 @@
-"""A plain ViT of timm as a backbone for dense prediction, adapted by APLA."""
+"""A plain ViT of timm as a backbone for dense prediction or classification, adapted by APLA."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch.nn.functional as F
@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from ...method import Report, find_projections
 from ...method.late_channels import adapt_before_loading
+from .image_features import VECTORS, check_vectors, image_vectors, norm_of_vectors, width_of_vectors
 from .pretrained import Source, read_pretrained
 from .query_blocks import check_query_blocks, query_blocks
 from .timm_keys import misfit
 from .token_grid import blocks_of_vit, token_grid
 from .windows import check_windows, check_windows_fit, windowed_intermediates
 
+T = TypeVar("T")
+
 
 class APLAViT(nn.Module):
-    """A timm ViT that gives feature maps and trains by APLA (arXiv 2503.11335).
+    """A timm ViT that gives feature maps, or a vector for each image, and trains by APLA (arXiv 2503.11335).
 
     Of an image of H x W pixels it gives maps of ceil(H / p) x ceil(W / p), p being the patch size: the image is
     padded at its right and lower edge with zeros (the mean colour after normalisation) up to a multiple of p, and the
@@ -51,6 +54,9 @@ class APLAViT(nn.Module):
             several networks fit, as a student and a teacher, the error lists them, and a dict takes one:
             ``dict(checkpoint='dino.pth', key='teacher', prefix='backbone.')``, both of which may be left out.
         img_size: Image size, int or (H, W), that positions are stored for; timm's default if None.
+        output: ``'maps'``, or what a classifier takes, one vector for each image: ``'cls_token'``, ``'mean'`` of the
+            patches, or ``'cls_token+mean'``; of several ``out_indices`` one behind the other. The final norm is
+            applied.
         norm: Apply the model's final norm to each map, as is usual with DINOv2; of SAM the neck.
         window_size: Side, in tokens, of the windows that blocks attend in, as in ViTDet (arXiv 2203.16527), for large
             images; None for attention over the whole image. Blocks keep their weights either way. For timm's
@@ -67,7 +73,7 @@ class APLAViT(nn.Module):
 
     Attributes:
         report: What :func:`apla_mm.adapt` did; None without ``apla``.
-        embed_dims: Channels of each map.
+        embed_dims: Channels of each map, or of the vectors.
         patch_size: (height, width) in pixels of what becomes one value of a map.
         img_size: The only (height, width) of padded images, for a model that takes one; else None.
     """
@@ -76,6 +82,7 @@ class APLAViT(nn.Module):
         self,
         model_name: str,
         out_indices: Sequence[int] = (-1,),
+        output: str = "maps",
         pretrained: bool | str | Path | Mapping[str, Any] = True,
         img_size: int | tuple[int, int] | None = None,
         norm: bool = False,
@@ -96,7 +103,6 @@ class APLAViT(nn.Module):
         if not isinstance(pretrained, bool):
             Source.of(pretrained)  # refused now, not once the data are read
         self.pretrained = pretrained
-        self.norm = norm
         self._model_kwargs = dict(model_kwargs or {}, num_classes=0)
         if img_size is not None:
             self._model_kwargs["img_size"] = img_size if isinstance(img_size, int) else tuple(img_size)
@@ -111,39 +117,50 @@ class APLAViT(nn.Module):
                 )
             norm = True
         self.query_blocks = query_blocks
+        if output not in ("maps", *VECTORS):
+            raise ValueError(f"output={output!r} must be one of 'maps', {', '.join(map(repr, VECTORS))}")
+        if output != "maps":
+            if query_blocks or window_size is not None:
+                raise ValueError(f"output='{output}' goes with neither query_blocks nor window_size: leave them out")
+            _named(model_name, self.vit, lambda: check_vectors(self.vit, output))
+            norm = True
+        self.norm, self.output = norm, output
         if window_size is not None:
             check_windows_fit(self.vit)
             check_windows(depth, window_size, global_blocks)
         elif global_blocks:
             raise ValueError("global_blocks are told from blocks with windows: give window_size too")
         self.window_size, self.global_blocks = window_size, frozenset(global_blocks)
-        try:
-            grid = token_grid(self.vit, self.out_indices, norm)
-        except ValueError as error:
-            raise ValueError(f"APLAViT cannot take '{model_name}', a {type(self.vit).__name__}: {error}") from error
+        grid = _named(model_name, self.vit, lambda: token_grid(self.vit, self.out_indices, norm))
         self.patch_size, self.img_size, self.embed_dims = grid.patch_size, grid.img_size, grid.channels
+        used = grid.used
+        if output != "maps":
+            self.embed_dims = width_of_vectors(output, len(self.out_indices), grid.channels)
+            last = {id(parameter) for parameter in norm_of_vectors(self.vit, output).parameters()}
+            used |= {name for name, parameter in self.vit.named_parameters() if id(parameter) in last}
         self._why_one_size = grid.why
         self._has_weights = pretrained is False
 
         for name, parameter in self.vit.named_parameters():
-            if name not in grid.used:
+            if name not in used:
                 parameter.requires_grad_(False)
         self.report: Report | None = None
         if frozen:
             self.vit.requires_grad_(False)
         elif apla is not None:
             found = find_projections(self.vit, apla.get("attentions"))
-            used = [i for i, projection in enumerate(found) if f"{projection.name}.weight" in grid.used]
-            self.report = adapt_before_loading(self.vit, **{"blocks": used, **apla})
+            blocks = [i for i, projection in enumerate(found) if f"{projection.name}.weight" in used]
+            self.report = adapt_before_loading(self.vit, **{"blocks": blocks, **apla})
 
     def forward(self, x: Tensor) -> tuple[Any, ...]:
-        """Compute the feature maps, or, with ``query_blocks``, all before them.
+        """Compute the feature maps or vectors, or, with ``query_blocks``, all before them.
 
         Args:
             x: Normalised images, (B, 3, H, W).
 
         Returns:
-            One map (B, embed_dims, ceil(H / p), ceil(W / p)) for each of ``out_indices``; or one ``QueryBlocks``.
+            One map (B, embed_dims, ceil(H / p), ceil(W / p)) for each of ``out_indices``; or one tensor of vectors
+            (B, embed_dims), or one ``QueryBlocks``.
 
         Raises:
             RuntimeError: There are no weights yet.
@@ -167,6 +184,8 @@ class APLAViT(nn.Module):
             )
         if self.query_blocks:
             return (query_blocks(self.vit, x, self.query_blocks),)
+        if self.output != "maps":
+            return (image_vectors(self.vit, x, self.out_indices, self.output),)
         if self.window_size is not None:
             return tuple(
                 windowed_intermediates(self.vit, x, self.out_indices, self.norm, self.window_size, self.global_blocks)
@@ -209,6 +228,14 @@ class APLAViT(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         # children load after this, from the same dict: all keys there is all weights there
         self._has_weights |= all(f"{prefix}vit.{key}" in state_dict for key in self.vit.state_dict())
+
+
+def _named(model_name: str, vit: nn.Module, look: Callable[[], T]) -> T:
+    """What a look at a model gives; its errors name the model."""
+    try:
+        return look()
+    except ValueError as error:
+        raise ValueError(f"APLAViT cannot take '{model_name}', a {type(vit).__name__}: {error}") from error
 
 
 def create_vit(model_name: str, **kwargs: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 
+from ...models.backbones.image_features import VECTORS, width_of_vectors
 from .problems import as_list, kind
 
 
@@ -79,6 +80,14 @@ def maps_of_backbone(backbone: Mapping[str, Any]) -> list[int] | None:
         widest = backbone.get("base_channels", 64) * (1 if backbone["depth"] < 50 else 4)
         return [widest * 2**i for i in backbone.get("out_indices", every)]
     return None
+
+
+def width_of_vectors_of(backbone: Mapping[str, Any]) -> int | None:
+    """How many values an APLAViT gives for an image; None if that is not known, or it gives maps."""
+    output, vit = backbone.get("output", "maps"), timm_vit(backbone) if kind(backbone) == "APLAViT" else None
+    if output not in VECTORS or vit is None:
+        return None
+    return width_of_vectors(output, len(as_list(backbone.get("out_indices", (-1,)))), vit.channels)
 
 
 def maps_of_neck(neck: Mapping[str, Any]) -> list[int] | None:

@@ -11,6 +11,7 @@ from .model import predicts_masks
 from .problems import Problem, as_list, find, keyed, kind, parts
 
 _IOU = {"mIoU": ("mIoU", "mAcc"), "mDice": ("mDice", "mAcc"), "mFscore": ("mFscore", "mPrecision", "mRecall")}
+_PREFIXES = {"CocoMetric": "coco", "Accuracy": "accuracy"}
 _COCO = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _PROPOSALS = ("AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000")
 
@@ -25,13 +26,19 @@ def scores_of(cfg: Config) -> list[str] | None:
     """The names of the scores that validation gives, the most telling first; None if a metric is not known here."""
     names: list[str] = []
     for evaluator in evaluators_of(cfg, "val_dataloader"):
-        given = {"IoUMetric": _iou_scores, "CocoMetric": _coco_scores}.get(kind(evaluator))
+        given = {"IoUMetric": _iou_scores, "CocoMetric": _coco_scores, "Accuracy": _accuracies}.get(kind(evaluator))
         if given is None:
             return None
         if not evaluator.get("format_only"):
-            prefix = evaluator.get("prefix") or {"CocoMetric": "coco"}.get(kind(evaluator))
+            prefix = evaluator.get("prefix") or _PREFIXES.get(kind(evaluator))
             names += [f"{prefix}/{name}" if prefix else name for name in given(evaluator)]
     return names
+
+
+def _accuracies(evaluator: Mapping[str, Any]) -> list[str]:
+    thresholds = as_list(evaluator.get("thrs", 0.0)) or [0.0]
+    suffixes = [""] if len(thresholds) == 1 else ["_no-thr" if t is None else f"_thr-{t:.2f}" for t in thresholds]
+    return [f"top{k}{suffix}" for k in as_list(evaluator.get("topk", (1,))) for suffix in suffixes]
 
 
 def _iou_scores(evaluator: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,14 @@ from mmengine.config import Config
 
 from ...data.folders import LOADERS
 from ...data.heads import is_in_head, is_other_type
-from .architecture import depth_of, maps_of_backbone, maps_of_neck, strides_of_backbone, strides_of_neck
+from .architecture import (
+    depth_of,
+    maps_of_backbone,
+    maps_of_neck,
+    strides_of_backbone,
+    strides_of_neck,
+    width_of_vectors_of,
+)
 from .datasets import classes_of, datasets
 from .problems import Problem, as_list, find, keyed, kind, parts
 
@@ -150,6 +157,21 @@ def regions_fit(cfg: Config) -> Iterator[Problem]:
                 yield Problem(f"{key}.roi_feat_size", what, {f"{key}.roi_feat_size": size})
 
 
+def classifier_fits(cfg: Config) -> Iterator[Problem]:
+    """A linear classifier takes the vectors that an APLAViT gives, or the maps that a neck has pooled."""
+    backbone, head, neck = (find(cfg, f"model.{name}", {}) for name in ("backbone", "head", "neck"))
+    given = head.get("in_channels")
+    if kind(head) != "LinearClsHead" or kind(backbone) != "APLAViT" or not isinstance(given, int):
+        return
+    if backbone.get("output", "maps") == "maps" and not neck:
+        what = "'maps', and model.head takes one vector for each image"
+        yield Problem("model.backbone.output", what, {"model.backbone.output": "cls_token"}, "or 'mean', or a neck")
+    width = width_of_vectors_of(backbone)
+    if width is not None and not neck and given != width:
+        what = f"{given}, and model.backbone gives vectors of {width} values"
+        yield Problem("model.head.in_channels", what, {"model.head.in_channels": width})
+
+
 def heads_count_the_classes(cfg: Config) -> Iterator[Problem]:
     """All heads count the classes that the data set has."""
     heads = list(_counting_heads(find(cfg, "model", {})))
@@ -269,5 +291,12 @@ def _told(value: Any) -> str:
     return f"({text})" if isinstance(value, list | tuple) else text
 
 
-RULES = [backbone_outputs_exist, channels_fit, regions_fit, heads_count_the_classes, outputs_fit_classes]
+RULES = [
+    backbone_outputs_exist,
+    channels_fit,
+    regions_fit,
+    classifier_fits,
+    heads_count_the_classes,
+    outputs_fit_classes,
+]
 TRAINING_RULES = [weights_of_classes, masks_are_read, classes_are_the_same]

@@ -27,6 +27,7 @@ def normalised_as_pretrained(cfg: Config) -> Iterator[Problem]:
     if not isinstance(preprocessor, Mapping):
         return
     mean, std = preprocessor.get("mean"), preprocessor.get("std")
+    swaps = "to_rgb" if kind(preprocessor) == "ClsDataPreprocessor" else "bgr_to_rgb"
     if _numbers(mean) and _numbers(std) and 0 < max(mean) <= 1 and max(std) <= 1:
         known = _pretrained_statistics(backbone)
         right = known[1] if known else dict(mean=_scaled(mean), std=_scaled(std))
@@ -44,16 +45,16 @@ def normalised_as_pretrained(cfg: Config) -> Iterator[Problem]:
             what = f"the pretrained weights '{name}' saw other images: {told}"
             cure = {f"{_STATISTICS}.{key}": expected[key] for key in ("mean", "std")}
             yield Problem(f"{_STATISTICS}.{wrong[0]}", what, cure, error=False)
-        if not preprocessor.get("bgr_to_rgb"):
+        if not preprocessor.get(swaps):
             what = f"images are read as BGR, and the pretrained weights '{name}' saw RGB"
-            yield Problem(f"{_STATISTICS}.bgr_to_rgb", what, {f"{_STATISTICS}.bgr_to_rgb": True}, error=False)
+            yield Problem(f"{_STATISTICS}.{swaps}", what, {f"{_STATISTICS}.{swaps}": True}, error=False)
         return
-    flipped = bool(preprocessor.get("bgr_to_rgb") or preprocessor.get("rgb_to_bgr"))
+    flipped = bool(preprocessor.get(swaps) or preprocessor.get("rgb_to_bgr"))
     for order, rgb in ((_IMAGENET, True), (_IMAGENET[::-1], False)):
         if _numbers(mean) and _close(list(mean), order) and flipped != rgb:
             told = f"mean={_told(mean)} is in the order of {'RGB' if rgb else 'BGR'}"
             what = f"{flipped}, and {told}, while images are read as BGR"
-            yield Problem(f"{_STATISTICS}.bgr_to_rgb", what, {f"{_STATISTICS}.bgr_to_rgb": rgb}, error=False)
+            yield Problem(f"{_STATISTICS}.{swaps}", what, {f"{_STATISTICS}.{swaps}": rgb}, error=False)
 
 
 def _pretrained_statistics(backbone: Mapping[str, Any]) -> tuple[str, dict[str, list[float]]] | None:
