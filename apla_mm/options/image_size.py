@@ -71,7 +71,7 @@ def set_classified_size(model: Sequence[Part], pipelines: Sequence[Part], size: 
         ValueError: ``size`` is no square, and a step takes one number.
     """
     cuts = [part["crop_size"] for part in pipelines if _kind(part) in _CUTS]
-    before = min(min(cut) if isinstance(cut, list | tuple) else cut for cut in cuts) if cuts else None
+    before = max(max(cut) if isinstance(cut, list | tuple) else cut for cut in cuts) if cuts else None
     for part in pipelines:
         kind = _kind(part)
         key = "crop_size" if kind in _CUTS else "scale" if kind in (*_CUTS_AND_RESIZES, "Resize") else ""
@@ -82,7 +82,7 @@ def set_classified_size(model: Sequence[Part], pipelines: Sequence[Part], size: 
             pair = size[::-1] if kind in ("CenterCrop", "Resize") else size
             part[key] = size[0] if size[0] == size[1] and isinstance(part[key], int) else pair
         elif kind == "ResizeEdge":
-            part["scale"] = max(1, round(part["scale"] * min(size) / before)) if before else min(size)
+            part["scale"] = max(1, round(part["scale"] * max(size) / before)) if before else min(size)
     _set_in_model(model, size)
 
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from helpers import ROOT
 from helpers.comparisons import assert_same, changed_rows
-from helpers.data_sets import write_panoptic, write_scenes
+from helpers.data_sets import write_class_folders, write_panoptic, write_scenes
 from helpers.logs import scalars_of
+from helpers.optional import shipped_configs
 from helpers.small_configs import shrink
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -26,7 +26,7 @@ from apla_mm.options.command_line import build_runner, load_config
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = sorted(ROOT.glob("configs/[sd]e[gt]/*.py"))
+CONFIGS = shipped_configs()
 
 #: learning rates of the backbone and of the heads
 RATES = {
@@ -40,9 +40,10 @@ RATES = {
     "setr-pup_vit-l16_paper_8xb2-160k_ade20k-512x512": (1e-3, 1e-2),
     "setr-pup_vit-b16_full_1xb16-160k_ade20k-512x512": (6e-5, 6e-4),
     "upernet_swin-t_apla_8xb2-160k_ade20k-512x512": (3e-4, 6e-5),
+    "linear_dinov2-b14_paper_1xb64-10k_custom-224x224": (3e-5, 3e-5),
     "mask-rcnn_vit-b16_full_8xb2-90k_coco-1024x1024": (1e-5, 1e-4),
 }
-SCHEDULE_RATES = {"mmseg": (3e-4, 3e-3), "mmdet": (1e-4, 1e-4)}
+SCHEDULE_RATES = {"mmseg": (3e-4, 3e-3), "mmdet": (1e-4, 1e-4), "mmpretrain": (3e-4, 3e-3)}
 
 
 class Start(Hook):
@@ -74,18 +75,26 @@ def coco_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def folders_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folders(tmp_path_factory.mktemp("classes"))
+
+
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def run(
     request: pytest.FixtureRequest,
     data_root: Path,
     ade_root: Path,
     coco_root: Path,
+    folders_root: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> SimpleNamespace:
     """A finished training run of one config."""
     name, work_dir = request.param.stem, tmp_path_factory.mktemp("work")
     if request.param.parent.name == "det":
         data_root = coco_root
+    elif request.param.parent.name == "cls":
+        data_root = folders_root
     elif "_custom" not in name:
         data_root = ade_root
     options = dict(config=str(request.param), cfg_options=dict(data_root=str(data_root)), work_dir=str(work_dir))

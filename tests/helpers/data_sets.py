@@ -1,4 +1,4 @@
-"""Small data sets: in COCO's format, in ADE20K's layout, and in memory."""
+"""Small data sets: in COCO's format, in ADE20K's layout, in folders of classes, and in memory."""
 
 import json
 from collections.abc import Callable
@@ -37,6 +37,20 @@ def write_scenes(root: Path, training: int = 3, validation: int = 2, first: int 
         for i in range(count):
             colours = np.random.default_rng(i).integers(0, 255, (5, 6, 3), dtype=np.uint8)
             _write_sample(root, split, f"scene_{i}", Image.fromarray(colours).resize((48, 40)), labels)
+    return root
+
+
+def write_class_folders(root: Path, training: int = 4, validation: int = 2) -> Path:
+    """Images of 40 x 32 pixels in ``train/CLASS`` and ``val/CLASS``: 'dark', 'light' and 'red' ones, of noise."""
+    colours = dict(dark=(40, 40, 40), light=(210, 210, 210), red=(220, 30, 30))
+    for split, count in (("train", training), ("val", validation)):
+        for label, (name, colour) in enumerate(colours.items()):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                generator = np.random.default_rng([label, i, len(split)])
+                noise = generator.integers(-30, 30, (8, 10, 3)) + np.array(colour)
+                image = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).resize((40, 32))
+                image.save(root / split / name / f"{i}.jpg", quality=95)
     return root
 
 

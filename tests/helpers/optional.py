@@ -1,8 +1,11 @@
 """Packages that only some tests need."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 
 #: package -> the file that installs it
 FILES = {
@@ -18,3 +21,9 @@ def needs(module: str) -> Any:
     """A module; the test is skipped if its package is not installed."""
     package = module.partition(".")[0]
     return pytest.importorskip(module, reason=f"{package} is not installed: {FILES[package]}")
+
+
+def shipped_configs() -> list[Path]:
+    """All configs of segmentation and detection, and those of classification where mmpretrain is installed."""
+    kinds = ("seg", "det", *(("cls",) if find_spec("mmpretrain") else ()))
+    return sorted(path for kind in kinds for path in (ROOT / "configs" / kind).glob("*.py"))

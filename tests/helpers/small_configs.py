@@ -7,6 +7,7 @@ from typing import Any
 from helpers import ROOT
 from mmengine.config import Config
 
+from apla_mm.options.class_folders import name_classes_by_folders
 from apla_mm.options.shared_options import apply_shared_options
 
 #: backbone -> its size, small: widths shrink, every kind of stage and block stays
@@ -24,7 +25,11 @@ def shrink(cfg: Config) -> None:
     Which parts there are, how they fit together, classes, hooks, losses and the optimizer stay as the file says; only
     stochastic depth is off.
     """
-    divisor = (cfg.model.data_preprocessor.get("test_cfg") or {}).get("size_divisor", 16)
+    divisor = (
+        14
+        if cfg.default_scope == "mmpretrain"
+        else (cfg.model.data_preprocessor.get("test_cfg") or {}).get("size_divisor", 16)
+    )
     height, width = (side // divisor * divisor for side in (64, 96))
     crop_size = (height, width) if cfg.default_scope == "mmseg" else height
     apply_shared_options(cfg, dict(crop_size=crop_size, max_iters=2))
@@ -34,6 +39,9 @@ def shrink(cfg: Config) -> None:
     cfg.train_dataloader.batch_size = 2
     if cfg.default_scope == "mmdet":
         _shrink_detector(cfg)
+        return
+    if cfg.default_scope == "mmpretrain":
+        _shrink_classifier(cfg)
         return
     _shrink_backbone(cfg)
     for head in heads_of(cfg):
@@ -69,6 +77,23 @@ def _shrink_detector(cfg: Config) -> None:
         model.num_queries = model.test_cfg.max_per_img = 10
         model.dn_cfg.group_cfg.num_dn_queries = 4
         model.encoder.num_layers, model.decoder.num_layers = 1, 2
+
+
+def _shrink_classifier(cfg: Config) -> None:
+    backbone, head = cfg.model.backbone, cfg.model.head
+    kwargs = _SIZES["APLAViT"]["model_kwargs"]
+    backbone.update(model_kwargs=kwargs, pretrained=False, apla=dict(r=2))
+    head.in_channels = kwargs["embed_dim"] * (2 if backbone.output == "cls_token+mean" else 1)
+
+
+def classification_config(data_root: Path, work_dir: Path, **options: Any) -> Config:
+    """The config of one's own images, for what write_class_folders wrote, with a tiny ViT and one iteration."""
+    path = ROOT / "configs/cls/linear_dinov2-s14_apla_1xb64-10k_custom-224x224.py"
+    cfg = Config.fromfile(path)
+    apply_shared_options(cfg, dict(data_root=str(data_root), crop_size=28, **options))
+    _shrink_classifier(cfg)
+    name_classes_by_folders(cfg)
+    return _shorten(cfg, work_dir)
 
 
 def _shrink_backbone(cfg: Config) -> None:

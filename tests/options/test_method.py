@@ -16,7 +16,7 @@ from apla_mm.tuning.apla_hook import APLAHook
 from apla_mm.tuning.trainable_check_hook import TrainableCheckHook
 
 FOLDER = Path(__file__).parents[2] / "configs"
-CONFIGS = sorted(path for kind in ("seg", "det") for path in (FOLDER / kind).glob("*.py"))
+CONFIGS = sorted(path for kind in ("cls", "det", "seg") for path in (FOLDER / kind).glob("*.py"))
 CUSTOM = FOLDER / "seg/apla_vitb_custom.py"
 SWIN = FOLDER / "seg/upernet_swin-t_apla_8xb2-160k_ade20k-512x512.py"
 LORA = dict(type="lora", r=8, layers="qkv")

@@ -14,13 +14,13 @@ from torch.optim import SGD
 from apla_mm.options.shared_options import apply_shared_options
 
 FOLDER = Path(__file__).parents[2] / "configs"
-SEGMENTATION, DETECTION = (sorted((FOLDER / kind).glob("*.py")) for kind in ("seg", "det"))
+SEGMENTATION, DETECTION, CLASSIFICATION = (sorted((FOLDER / kind).glob("*.py")) for kind in ("seg", "det", "cls"))
 CUSTOM, CUSTOM_DETECTION = (FOLDER / kind / "apla_vitb_custom.py" for kind in ("seg", "det"))
 PANOPTIC = FOLDER / "det/eomt_dinov2-l14_apla_8xb2-90k_coco-panoptic-644x644.py"
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
-@pytest.fixture(params=SEGMENTATION + DETECTION, ids=lambda path: path.stem)
+@pytest.fixture(params=SEGMENTATION + DETECTION + CLASSIFICATION, ids=lambda path: path.stem)
 def cfg(request: pytest.FixtureRequest) -> Config:
     return Config.fromfile(request.param)
 
@@ -89,7 +89,7 @@ def test_classes_reach_every_data_set_and_head_and_nothing_else(path: Path, clas
     names = (classes,) if isinstance(classes, str) else tuple(classes)
     changed = changes(cfg, dict(classes=classes))
     counting = (".num_classes", ".num_things_classes")
-    heads = {key for key in leaves(cfg.model.to_dict(), "model") if key.endswith(tuple(f"_head{c}" for c in counting))}
+    heads = {key for key in leaves(cfg.model.to_dict(), "model") if key.endswith(tuple(f"head{c}" for c in counting))}
     assert {key for key in changed if not key.endswith(counting) and ".class_weight." not in key} == {
         f"{loader}.dataset.metainfo.classes" for loader in LOADERS
     }

@@ -16,7 +16,7 @@ from .image_features import VECTORS, check_vectors, image_vectors, norm_of_vecto
 from .pretrained import Source, read_pretrained
 from .query_blocks import check_query_blocks, query_blocks
 from .timm_keys import misfit
-from .token_grid import blocks_of_vit, token_grid
+from .token_grid import NoFinalNormError, blocks_of_vit, token_grid
 from .windows import check_windows, check_windows_fit, windowed_intermediates
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class APLAViT(nn.Module):
         img_size: Image size, int or (H, W), that positions are stored for; timm's default if None.
         output: ``'maps'``, or what a classifier takes, one vector for each image: ``'cls_token'``, ``'mean'`` of the
             patches, or ``'cls_token+mean'``; of several ``out_indices`` one behind the other. The final norm is
-            applied.
+            applied, if there is one.
         norm: Apply the model's final norm to each map, as is usual with DINOv2; of SAM the neck.
         window_size: Side, in tokens, of the windows that blocks attend in, as in ViTDet (arXiv 2203.16527), for large
             images; None for attention over the whole image. Blocks keep their weights either way. For timm's
@@ -123,15 +123,22 @@ class APLAViT(nn.Module):
             if query_blocks or window_size is not None:
                 raise ValueError(f"output='{output}' goes with neither query_blocks nor window_size: leave them out")
             _named(model_name, self.vit, lambda: check_vectors(self.vit, output))
-            norm = True
-        self.norm, self.output = norm, output
+        self.output = output
         if window_size is not None:
             check_windows_fit(self.vit)
             check_windows(depth, window_size, global_blocks)
         elif global_blocks:
             raise ValueError("global_blocks are told from blocks with windows: give window_size too")
         self.window_size, self.global_blocks = window_size, frozenset(global_blocks)
-        grid = _named(model_name, self.vit, lambda: token_grid(self.vit, self.out_indices, norm))
+        try:
+            norm = norm or output != "maps"
+            grid = _named(model_name, self.vit, lambda: token_grid(self.vit, self.out_indices, norm))
+        except NoFinalNormError:
+            if output == "maps":
+                raise
+            norm = False  # vectors are what the model would give its classifier: with a norm, if it has one
+            grid = token_grid(self.vit, self.out_indices, norm)
+        self.norm = norm
         self.patch_size, self.img_size, self.embed_dims = grid.patch_size, grid.img_size, grid.channels
         used = grid.used
         if output != "maps":
@@ -185,7 +192,7 @@ class APLAViT(nn.Module):
         if self.query_blocks:
             return (query_blocks(self.vit, x, self.query_blocks),)
         if self.output != "maps":
-            return (image_vectors(self.vit, x, self.out_indices, self.output),)
+            return (image_vectors(self.vit, x, self.out_indices, self.norm, self.output),)
         if self.window_size is not None:
             return tuple(
                 windowed_intermediates(self.vit, x, self.out_indices, self.norm, self.window_size, self.global_blocks)
@@ -235,7 +242,7 @@ def _named(model_name: str, vit: nn.Module, look: Callable[[], T]) -> T:
     try:
         return look()
     except ValueError as error:
-        raise ValueError(f"APLAViT cannot take '{model_name}', a {type(vit).__name__}: {error}") from error
+        raise type(error)(f"APLAViT cannot take '{model_name}', a {type(vit).__name__}: {error}") from error
 
 
 def create_vit(model_name: str, **kwargs: Any) -> Any:

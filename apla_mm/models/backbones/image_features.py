@@ -47,8 +47,8 @@ def norm_of_vectors(vit: nn.Module, output: str) -> nn.Module:
     return norm if output == MEAN and isinstance(norm, nn.Module) else nn.Identity()
 
 
-def image_vectors(vit: Any, x: Tensor, indices: Sequence[int], output: str) -> Tensor:
-    """Run a model up to its final norm, and make a vector of the tokens of each image.
+def image_vectors(vit: Any, x: Tensor, indices: Sequence[int], norm: bool, output: str) -> Tensor:
+    """Run a model up to its last block, and make a vector of the tokens of each image.
 
     With ``'cls_token+mean'`` and the last four blocks it is what DINOv2's linear classifiers take (arXiv 2304.07193):
     the class token of each block, then the mean of the last one's patches.
@@ -57,16 +57,17 @@ def image_vectors(vit: Any, x: Tensor, indices: Sequence[int], output: str) -> T
         vit: A timm ViT.
         x: Images, (B, 3, H, W), multiples of the patch.
         indices: Blocks whose outputs are taken, ascending.
+        norm: Whether to apply the final norm.
         output: One of ``VECTORS``.
 
     Returns:
         (B, width_of_vectors(...)).
     """
     prefix = {} if output == MEAN else dict(return_prefix_tokens=True)
-    found = vit.forward_intermediates(x, indices=indices, norm=True, stop_early=True, intermediates_only=True, **prefix)
+    found = vit.forward_intermediates(x, indices=indices, norm=norm, stop_early=True, intermediates_only=True, **prefix)
     if output == MEAN:
-        norm = norm_of_vectors(vit, output)
-        return torch.cat([norm(patches.mean((2, 3))) for patches in found], 1)
+        after = norm_of_vectors(vit, output)
+        return torch.cat([after(patches.mean((2, 3))) for patches in found], 1)
     vectors = [tokens[:, 0] for _, tokens in found]
     if output == BOTH:
         vectors.append(found[-1][0].mean((2, 3)))

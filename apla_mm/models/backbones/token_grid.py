@@ -29,6 +29,10 @@ class TokenGrid:
     used: frozenset[str]
 
 
+class NoFinalNormError(ValueError):
+    """A model has no final norm, and it was asked for."""
+
+
 def blocks_of_vit(vit: Any) -> Sequence[nn.Module]:
     """The blocks of a timm ViT, or of its encoder.
 
@@ -53,7 +57,8 @@ def token_grid(vit: Any, indices: Sequence[int], norm: bool) -> TokenGrid:
         norm: Whether the final norm is applied to them.
 
     Raises:
-        ValueError: Its tokens are not one for each patch throughout, it does not run, or it has no final norm.
+        NoFinalNormError: It has no final norm.
+        ValueError: Its tokens are not one for each patch throughout, or it does not run.
     """
     patch, stored = _stride(vit), _stored_size(vit)
     # Sides that differ, and numbers of tokens that are not those of the stored size: nothing fits by chance. The long
@@ -76,7 +81,7 @@ def token_grid(vit: Any, indices: Sequence[int], norm: bool) -> TokenGrid:
     if norm and not isinstance(getattr(vit, "norm", None), nn.Identity):
         plain = _Run(vit, indices, False, runs[0].size)
         if len(list(plain.nodes())) == len(list(runs[0].nodes())):
-            raise ValueError("its maps pass no final norm: leave norm=True out")
+            raise NoFinalNormError("its maps pass no final norm: leave norm=True out")
     return TokenGrid(patch, fixed, why, runs[0].maps[0].shape[1], runs[0].used())
 
 

@@ -8,6 +8,7 @@ import mmdet
 import mmseg
 import pytest
 from helpers import ROOT
+from helpers.optional import shipped_configs
 from helpers.tools import read_config
 from mmengine.config import Config
 
@@ -15,7 +16,7 @@ from apla_mm.options.agreement import DisagreementError, Problem, check_agreemen
 from apla_mm.options.agreement.check import find_problems
 
 FOLDER = ROOT / "configs"
-OURS = sorted([*FOLDER.glob("seg/*.py"), *FOLDER.glob("det/*.py"), *FOLDER.glob("demo/digits*.py")])
+OURS = [*shipped_configs(), *sorted(FOLDER.glob("demo/digits*.py"))]
 SEG, DET = FOLDER / "seg/apla_vitb_custom.py", FOLDER / "det/apla_vitb_custom.py"
 DINO, SWIN = (
     FOLDER / f"seg/{name}.py"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT
+from helpers.optional import shipped_configs
 from helpers.tools import read_config
 from mmengine.config import Config
 
@@ -20,7 +20,7 @@ from apla_mm.options.command_line import add_common_arguments
 
 SEEDS = range(40)
 #: but for the paper's recipes, of which one has statistics that its weights did not see
-OURS = sorted(path for path in ROOT.glob("configs/[sd]e[gt]/*.py") if "_paper_" not in path.stem)
+OURS = [path for path in shipped_configs() if "_paper_" not in path.stem]
 
 Options = dict[str, Any]
 Draw = Callable[[Config, random.Random], Options | None]
