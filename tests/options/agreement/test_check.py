@@ -27,11 +27,27 @@ VIT = FOLDER / "seg/setr-pup_mmseg-vit-b16_apla_8xb2-160k_ade20k-512x512.py"
 RETINA = FOLDER / "det/retinanet_vit-b16_apla_8xb2-90k_coco-1024x1024.py"
 MASK_RCNN = FOLDER / "det/mask-rcnn_swin-t_apla_8xb2-90k_coco-1333x800.py"
 
+CLS = FOLDER / "cls/linear_dinov2-s14_apla_1xb64-10k_custom-224x224.py"
+
 ERROR, WARNING = True, False
 BEST = "default_hooks.checkpoint.save_best"
 MEAN, STD = "model.data_preprocessor.mean", "model.data_preprocessor.std"
 TRAIN_LOADER = "train_dataloader"
 
+#: of classification, as CASES
+CLS_CASES: list[tuple[Path, list[str], str, bool]] = [
+    (CLS, [f"{BEST}=accuracy/top5"], BEST, ERROR),
+    (CLS, ["val_evaluator.topk=(5,)"], BEST, ERROR),
+    (CLS, [f"{BEST}=accuracy"], BEST, ERROR),
+    (CLS, [f"{MEAN}=127.5,127.5,127.5"], MEAN, WARNING),
+    (CLS, ["model.data_preprocessor.to_rgb=False"], "model.data_preprocessor.to_rgb", WARNING),
+    (CLS, ["model.head.in_channels=384"], "model.head.in_channels", ERROR),
+    (CLS, ["model.backbone.output=cls_token"], "model.head.in_channels", ERROR),
+    (CLS, ["model.backbone.out_indices=(8,11)"], "model.head.in_channels", ERROR),
+    (CLS, ["model.backbone.output=maps", "model.head.in_channels=384"], "model.backbone.output", ERROR),
+    (CLS, ["classes=cat,dog", "model.head.num_classes=7"], "model.head.num_classes", ERROR),
+    (CLS, ["crop_size=100"], "model.backbone.img_size", WARNING),
+]
 #: config, options, where the problem is, whether it is an error
 CASES: list[tuple[Path, list[str], str, bool]] = [
     # scores
@@ -215,7 +231,10 @@ CASES: list[tuple[Path, list[str], str, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("config", "options", "where", "error"), CASES, ids=lambda value: str(value)[-70:])
+KNOWN = [*CASES, *(CLS_CASES if CLS in OURS else [])]
+
+
+@pytest.mark.parametrize(("config", "options", "where", "error"), KNOWN, ids=lambda value: str(value)[-70:])
 def test_settings_that_do_not_agree_are_named_and_the_printed_options_mend_them(
     config: Path, options: list[str], where: str, error: bool
 ) -> None:
