@@ -63,6 +63,19 @@ def test_the_better_one_comes_first_and_is_decided(comparison: Comparison) -> No
     assert found.mean == pytest.approx(9.5, abs=0.5) and found.low > 6 and found.decided
 
 
+def test_classifiers_are_compared_by_the_images_that_are_right(comparison: Comparison) -> None:
+    for file in comparison.folder.glob("*/*/*/*/[ts]*ed.json"):
+        file.write_text(file.read_text().replace("mIoU", "accuracy/top1"))
+    for file in comparison.folder.glob("final/*/*/*/areas.npz"):
+        wrong = 4 if "full" in str(file) else 1
+        file.unlink()
+        np.savez(file.with_name("hits.npz"), images=[f"{i}.jpg" for i in range(20)], hits=np.arange(20) >= wrong)
+    comparison.metric = "accuracy/top1"
+    ((pair, found),) = differences(comparison, 1.0).items()
+    assert pair == ("apla:r=4", "full") and found.mean == pytest.approx(15)
+    assert 0 <= found.low < 15 < found.high
+
+
 def test_text_says_all_of_it(comparison: Comparison) -> None:
     failed = comparison.folder / "search/full/fraction1/lr0.001_head0.001_seed0"
     (failed / "trained.json").unlink()

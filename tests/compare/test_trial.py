@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 
+from apla_mm.compare.bootstrap import accuracy
 from apla_mm.compare.splits import Split, draw_fraction, hold_out
-from apla_mm.compare.trial import Item, for_final, for_search, items_of, set_rates
+from apla_mm.compare.trial import HITS, Item, for_final, for_search, items_of, set_rates
 from apla_mm.tuning.parameter_groups import groups_by_lr
 
 
@@ -24,7 +26,7 @@ def names_in(cfg: Config, loader: str) -> set[str]:
     return {dataset.get_data_info(i)["img_path"] for i in range(len(dataset))}
 
 
-@pytest.mark.parametrize("kind", ["segmentation_config", "detection_config"])
+@pytest.mark.parametrize("kind", ["segmentation_config", "detection_config", "classification_config"])
 def test_search_looks_at_training_items_alone(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     cfg = request.getfixturevalue(kind)
     test = names_in(cfg, "test_dataloader")
@@ -43,7 +45,7 @@ def test_search_looks_at_training_items_alone(kind: str, request: pytest.Fixture
         assert {one["image_id"] for one in written["annotations"]} <= kept and written["categories"]
 
 
-@pytest.mark.parametrize("kind", ["segmentation_config", "detection_config"])
+@pytest.mark.parametrize("kind", ["segmentation_config", "detection_config", "classification_config"])
 def test_final_run_validates_on_nothing(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     cfg = request.getfixturevalue(kind)
     items = items_of(cfg, "train_dataloader")
@@ -52,6 +54,15 @@ def test_final_run_validates_on_nothing(kind: str, request: pytest.FixtureReques
     assert cfg.val_dataloader is None and cfg.val_cfg is None and cfg.val_evaluator is None
     cfg.train_cfg.max_iters = 1
     Runner.from_cfg(cfg).train()
+
+
+def test_a_classifiers_test_keeps_which_images_are_right(classification_config: Config, tmp_path: Path) -> None:
+    cfg = classification_config
+    for_final(cfg, [0, 4, 8], tmp_path)
+    score = Runner.from_cfg(cfg).test()["accuracy/top1"]
+    images, accuracy_of = accuracy(tmp_path / HITS)
+    assert set(images) == names_in(cfg, "test_dataloader") and len(images) == 6
+    assert accuracy_of(np.ones((1, 6)))[0] == pytest.approx(score)
 
 
 def test_rates_are_those_of_the_backbone_and_of_all_else(segmentation_config: Config) -> None:

@@ -485,3 +485,23 @@ def test_panoptic_data_are_checked_in_files_maps_and_heads(tmp_path: Path, read_
     edit_json(root / "annotations/panoptic_val.json", lambda content: content["categories"].reverse())
     with pytest.raises(DataError, match="label 0 would be 'ground'"):
         make()
+
+
+def test_images_of_classes_are_logged_and_one_that_cannot_be_read_stops_training(
+    classification_config: Config, folders_root: Path, read_log: Callable[[], str]
+) -> None:
+    build_runner(classification_config).train()
+    log = read_log()
+    assert "train_dataloader: images of each of 3 classes: dark 4, light 4, red 4" in log
+    assert "train_dataloader: 12 of 12 samples read and found in order\n" in log
+    assert "val_dataloader: 6 of 6 samples read and found in order\n" in log
+    (folders_root / "train/red/2.jpg").write_bytes(b"no image")
+    classification_config.experiment_name = "again"
+    with pytest.raises(DataError, match=r"the image '.*/train/red/2\.jpg' cannot be read"):
+        build_runner(classification_config).train()
+
+
+def test_a_head_with_another_number_of_classes_than_folders_is_an_error(classification_config: Config) -> None:
+    classification_config.model.head.num_classes = 5
+    with pytest.raises(DataError, match="the data set has 3 classes and 'head' was built for 5"):
+        Runner.from_cfg(classification_config).train()

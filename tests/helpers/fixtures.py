@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from helpers import comparisons, small_configs
-from helpers.data_sets import write_coco, write_photos, write_scenes
+from helpers.data_sets import write_class_folders, write_coco, write_photos, write_scenes
 from helpers.logs import log_of
 from helpers.nets import TinyClassifier
+from helpers.optional import needs
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
@@ -83,3 +84,14 @@ def detection_config(tmp_path: Path, coco_root: Path) -> Config:
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The option that has the commands train on photos."""
     return f"data_root={write_photos(tmp_path_factory.mktemp('photos') / 'data')}"
+
+
+@pytest.fixture
+def folders_root(tmp_path: Path) -> Path:
+    return write_class_folders(tmp_path / "classes")
+
+
+@pytest.fixture
+def classification_config(tmp_path: Path, folders_root: Path) -> Config:
+    needs("mmpretrain")
+    return small_configs.classification_config(folders_root, tmp_path / "work")
