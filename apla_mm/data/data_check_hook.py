@@ -36,11 +36,11 @@ class DataCheckHook(Hook):
     label map of another size than its image, or with a label that the heads, or the metrics, neither count nor ignore;
     label maps that all together have nothing to learn, or no pixel of a class; in COCO's format an annotation that
     refers to nothing, a box outside its image, a mask that is none, classes that are not the file's categories in the
-    file's order; a panoptic map without the segments of its annotation file; in classification a label of no class, or a
-    test whose classes are not those of the checkpoint; a head with another number of classes than the data set. With
-    several processes each reads its share of the images, and the first one the annotation files. How many pixels, objects
-    or images each class has is logged, and a class without an object or image in training is a warning. Training images
-    that cannot be read are only logged where
+    file's order; a panoptic map without the segments of its annotation file; in classification a label of no class, or
+    a test whose classes are not those of the checkpoint; a head with another number of classes than the data set. With
+    several processes each reads its share of the images, and the first one the annotation files. How many pixels,
+    objects or images each class has is logged, and a class without an object or image in training is a warning.
+    Training images that cannot be read are only logged where
     ResumableTrainLoop is set to skip them.
 
     Args:

@@ -53,7 +53,7 @@ def call(environment: Path, tmp_path: Path):
 
 
 def test_it_trains_and_tests_a_config_of_its_own(call, environment: Path, tmp_path: Path) -> None:
-    assert "train a segmentor or detector" in call("apla-mm").stdout
+    assert "train a segmentor, detector or classifier" in call("apla-mm").stdout
     where = call("python", "-c", "import apla_mm; print(apla_mm.__file__)").stdout
     assert Path(where.strip()).is_relative_to(environment)
     configs = call("apla-mm", "configs").stdout.split()
