@@ -21,6 +21,10 @@ class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     optimizer's, whose multipliers stay. :class:`~.training_log_hook.TrainingLogHook` logs the groups.
     """
 
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        # without a rule the base class makes no groups, and hands over what is frozen too
+        super().__init__(optim_wrapper_cfg, paramwise_cfg or dict(custom_keys={}))
+
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:
         """Add the groups of a module to ``params``; see the base class.
 

@@ -51,7 +51,8 @@ def test_dumped_config_reads_back_the_same(cfg: Config, tmp_path: Path) -> None:
 
 def test_head_takes_what_the_backbone_gives(cfg: Config, model: Any) -> None:
     size = cfg.train_dataloader.dataset.pipeline[1].scale
-    assert size == cfg.test_dataloader.dataset.pipeline[2].crop_size == cfg.model.backbone.img_size
+    assert size == cfg.test_dataloader.dataset.pipeline[2].crop_size
+    assert tuple(cfg.model.backbone.img_size) == (size, size)
     assert size % model.backbone.patch_size[0] == 0
     assert model(torch.empty(2, 3, size, size, device="meta")).shape == (2, 5)
     assert model.backbone.embed_dims == cfg.model.head.in_channels

@@ -82,3 +82,11 @@ def test_a_part_that_is_none_is_an_error():
         ValueError, match="part_lr names 'bakbone', and the parts of the model are 'backbone', 'decode_head'"
     ):
         groups(make_model(), "TrainableOptimWrapperConstructor", part_lr=dict(bakbone=1e-5))
+
+
+def test_without_a_rule_what_is_frozen_is_left_out_too():
+    model = make_model()
+    adapt(model["backbone"], r=3)
+    ((names, lr, decay),) = groups(model, "TrainableOptimWrapperConstructor")
+    assert names == {name for name, p in model.named_parameters() if p.requires_grad} and (lr, decay) == (1e-3, 0.1)
+    assert len(names) < len(list(model.parameters()))

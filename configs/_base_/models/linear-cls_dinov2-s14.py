@@ -10,7 +10,7 @@ model = dict(
     backbone=dict(
         type="APLAViT",
         model_name="vit_small_patch14_dinov2.lvd142m",
-        img_size=224,
+        img_size=(224, 224),
         output="cls_token+mean",
     ),
     # num_classes: as many as there are folders of classes
