@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 from . import __version__
 
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: The arguments; those of the process if None.
 
     Raises:
-        SystemExit: There is no such command (2), or the command ends otherwise than well.
+        SystemExit: There is no such command (2), a package that it needs is not installed, or the command ends
+            otherwise than well.
     """
     name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help"):
@@ -71,12 +73,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name == "--version":
         print(f"apla_mm {__version__}")
     elif name in NAMES:
-        import_module(f"apla_mm.commands.{name.replace('-', '_')}").main(arguments)
+        _module_of(name).main(arguments)
     else:
         near = get_close_matches(name.replace("_", "-"), NAMES, n=2, cutoff=0.5)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
         print(f"apla-mm: there is no command '{name}'; {meant}apla-mm --help lists all", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _module_of(name: str) -> Any:
+    try:
+        return import_module(f"apla_mm.commands.{name.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == "apla_mm":
+            raise
+        extra = "compare" if package in ("sklearn", "submitit") else "mm"
+        raise SystemExit(
+            f"apla-mm {name} needs {package}, which is not installed here: it comes with 'apla_mm[{extra}]', which "
+            "README.md has under Install"
+        ) from error
 
 
 if __name__ == "__main__":

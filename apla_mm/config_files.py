@@ -66,8 +66,8 @@ def config_argument(text: str) -> str:
 def read_config(path: str | Path) -> "Config":
     """Read a config whose bases may be configs of this package, ``_base_ = 'apla_mm::seg/apla_vitb_ade.py'``.
 
-    mmengine has what comes from another package built in that package's scope. The parts of this package's configs are
-    those of the config's own scope, mmseg or mmdet.
+    mmengine marks what comes from another package's config by that package's scope. The parts of this package's configs
+    are those of the config's own scope, mmseg or mmdet: without the mark the config is as one with a base by path.
 
     Args:
         path: The file.

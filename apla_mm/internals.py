@@ -22,6 +22,8 @@ What is reached into, and why:
 - ``EMAHook._swap_ema_parameters``: a run that is stopped in a validation has the EMA in its model's place.
 - ``CheckpointHook._save_checkpoint_with_step``, ``_save_best_checkpoint``: overridden by AtomicCheckpointHook, which
   removes after it saves; called by StopSignalHook, to save as the config's hook would.
+- ``DefaultScope._instance_dict``: the scopes that are entered, of which :mod:`apla_mm.registry` takes the last but its
+  own.
 - ``Visualizer._vis_backends``: a back end is added to a visualizer that is there already.
 - ``mmengine._strategy``: FlexibleRunner's strategies have no public module.
 - ``torch.utils.data._utils.signal_handling._error_if_any_worker_fails``: the only way to ask for a worker's death.

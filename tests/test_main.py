@@ -71,6 +71,32 @@ def test_a_mistyped_command_ends_with_2_and_a_suggestion(
     assert ended.value.code == 2 and meant in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("missing", "command", "extra"), [("mmengine", "train", "mm"), ("sklearn", "forgetting", "compare")]
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(missing: str, command: str, extra: str) -> None:
+    code = f"""
+        import sys
+
+        class Without:
+            def __init__(self, finder):
+                self.finder = finder
+
+            def __getattr__(self, name):
+                return getattr(self.finder, name)
+
+            def find_spec(self, name, path=None, target=None):
+                return None if name.partition(".")[0] == {missing!r} else self.finder.find_spec(name, path, target)
+
+        sys.meta_path[:] = map(Without, sys.meta_path)
+        from apla_mm.__main__ import main
+        main([{command!r}, "x"])
+    """
+    done = run_python(code, returncode=1)
+    assert done.stderr.splitlines()[-1].startswith(f"apla-mm {command} needs {missing}, which is not installed here")
+    assert f"'apla_mm[{extra}]'" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_as_a_module_it_ends_as_the_command_does() -> None:
     done = run(sys.executable, "-m", "apla_mm", "configs", "nothing", returncode=1)
     assert (done.stdout, done.stderr) == ("", "no config's name has 'nothing' in it; apla-mm configs lists all\n")

@@ -10,6 +10,8 @@ from mmengine.config import Config
 from apla_mm.options.class_folders import name_classes_by_folders
 from apla_mm.options.shared_options import apply_shared_options
 
+SEGMENTATION, DETECTION = (ROOT / f"configs/{kind}/apla_vitb_custom.py" for kind in ("seg", "det"))
+
 #: backbone -> its size, small: widths shrink, every kind of stage and block stays
 _SIZES: dict[str, dict[str, Any]] = {
     "APLAViT": dict(model_kwargs=dict(depth=4, embed_dim=32, num_heads=2), out_indices=(0, 1, 2, 3)),
@@ -131,9 +133,9 @@ def _shrink_mask2former(head: Any) -> None:
     head.train_cfg.num_points = 64
 
 
-def segmentation_config(data_root: Path, work_dir: Path) -> Config:
+def segmentation_config(data_root: Path, work_dir: Path, file: Path = SEGMENTATION) -> Config:
     """configs/seg/apla_vitb_custom.py for what write_scenes wrote, with a tiny ViT and one iteration."""
-    cfg = Config.fromfile(ROOT / "configs/seg/apla_vitb_custom.py")
+    cfg = Config.fromfile(file)
     apply_shared_options(cfg, dict(data_root=str(data_root), classes=["left", "right"], crop_size=32))
     cfg.model.backbone.update(
         model_name="vit_tiny_patch16_224",
@@ -147,9 +149,9 @@ def segmentation_config(data_root: Path, work_dir: Path) -> Config:
     return _shorten(cfg, work_dir)
 
 
-def detection_config(data_root: Path, work_dir: Path) -> Config:
+def detection_config(data_root: Path, work_dir: Path, file: Path = DETECTION) -> Config:
     """configs/det/apla_vitb_custom.py for what write_coco wrote, with a tiny ViT and one iteration."""
-    cfg = Config.fromfile(ROOT / "configs/det/apla_vitb_custom.py")
+    cfg = Config.fromfile(file)
     apply_shared_options(cfg, dict(data_root=str(data_root), classes=["square", "disc"], crop_size=64))
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = f"{data_root}/annotations/instances_val.json"
