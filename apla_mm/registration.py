@@ -1,5 +1,7 @@
 """Puts the package's parts into mmengine's root registries, where every OpenMMLab scope finds them."""
 
+from importlib import import_module
+
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import (
     HOOKS,
@@ -12,6 +14,7 @@ from mmengine.registry import (
     STRATEGIES,
 )
 from timm.layers import LayerNorm2d
+from wrapt import when_imported
 
 from .compare.image_areas import ImageAreas
 from .compare.image_hits import ImageHits
@@ -78,3 +81,5 @@ for registry, parts in PARTS.items():
 # right: as there is none, it takes the folder of this very module, installed or not
 MODULE2PACKAGE.setdefault("apla_mm", __name__)
 MODELS.register_module(name="LN2d", module=LayerNorm2d)  # for norm_cfg, under the name that mmpretrain gives its own
+# after mmseg's, from which it is derived: mmseg loads when a config's scope asks for it, and not before
+when_imported("mmseg.datasets.basesegdataset")(lambda _: import_module("apla_mm.formats.seg_list_dataset"))

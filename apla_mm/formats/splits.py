@@ -1,0 +1,67 @@
+"""Which samples train, and which are validated on."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from ..data.reading import DataError
+
+T = TypeVar("T")
+
+
+def train_and_val(
+    splits: Mapping[str | None, Sequence[T]], names: Mapping[str | None, Sequence[str]], held_out: float, seed: int
+) -> tuple[dict[str, list[T]], list[str]]:
+    """Make a training and a validation split of those that there are.
+
+    Args:
+        splits: Samples of 'train', 'val', 'test', and None for those of no split.
+        names: The samples' names, by which they are chosen where there is no split for validation.
+        held_out: The share of samples that are then validated on.
+        seed: Another seed chooses others.
+
+    Returns:
+        Samples of 'train' and 'val', and notes.
+
+    Raises:
+        DataError: There are too few.
+    """
+    there = {split: list(samples) for split, samples in splits.items() if samples}
+    train, val, test, loose = (there.get(split, []) for split in ("train", "val", "test", None))
+    notes = []
+    if train and loose:
+        notes.append(f"{len(loose):,} images in no folder or list of a split are left out, as there are such splits.")
+    elif loose:
+        train = loose
+        if not val and not test:
+            notes.append("There are no folders or lists of splits.")
+    if not train:
+        raise DataError(
+            f"there is no training split, only {', '.join(f'{split} ({len(s):,})' for split, s in there.items())}: "
+            "expected a folder or list called train, or images in no split"
+        )
+    if val and test:
+        notes.append(f"The test split, {len(test):,} images, is left out; val is what is validated on.")
+    elif test:
+        val = test
+        notes.append(f"There is no val split: the test split, {len(test):,} images, is validated on.")
+    if not val:
+        source = "train" if there.get("train") else None
+        chosen = _held_out(names[source], held_out, seed)
+        val = [one for one, out in zip(train, chosen, strict=True) if out]
+        train = [one for one, out in zip(train, chosen, strict=True) if not out]
+        notes.append(
+            f"{len(val):,} of {len(chosen):,} images ({len(val) / len(chosen):.0%}) are held out for validation, "
+            f"chosen by a hash of their names and the seed {seed}."
+        )
+    return {"train": train, "val": val}, notes
+
+
+def _held_out(names: Sequence[str], share: float, seed: int) -> list[bool]:
+    """Whether each sample is held out: at least one is, and one is not."""
+    if len(names) < 2:
+        raise DataError(f"there is {len(names)} image without a split: expected two at least, one to validate on")
+    count = min(max(round(share * len(names)), 1), len(names) - 1)
+    ranked = sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed}/{names[i]}".encode()).digest())
+    chosen = set(ranked[:count])
+    return [i in chosen for i in range(len(names))]
