@@ -48,11 +48,11 @@ class Files:
         made = None if without is None else Path(without).absolute()
         if made == self.root:
             raise ValueError(f"files would be written into the data's folder '{root}' itself: name another folder")
+        inside = made if made is not None and self.root in made.parents else None
         self.paths = sorted(
             Path(path).as_posix()
             for path in files_in(str(self.root))
-            if not _is_hidden(path)
-            and (made is None or self.root not in made.parents or made not in (self.root / path).parents)
+            if not _is_hidden(path) and (inside is None or inside not in (self.root / path).parents)
         )
 
     @cached_property

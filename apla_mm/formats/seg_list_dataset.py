@@ -48,9 +48,8 @@ class SegListDataset(BaseSegDataset):
         index: dict[str, int] = {name: i for i, name in enumerate(new_classes or ())}
         reduced = int(self.reduce_zero_label)  # labels are mapped after it
         labels = meta.get("labels") or range(reduced, len(names) + reduced)
-        label_map = {
-            label - reduced: int(index.get(name, self.ignore_index)) for label, name in zip(labels, names, strict=True)
-        }
+        ignored: int = self.ignore_index
+        label_map = {label - reduced: index.get(name, ignored) for label, name in zip(labels, names, strict=True)}
         label_map |= {label - reduced: self.ignore_index for label in meta.get("ignored", []) if label >= reduced}
         return label_map if any(old != new for old, new in label_map.items()) else None
 
