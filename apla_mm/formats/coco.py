@@ -46,8 +46,8 @@ def coco_files(files: Files) -> list[CocoPart]:
         content = decoded_json(files.full(path))
         if not isinstance(content, dict) or not all(isinstance(content.get(key.decode()[1:-1]), list) for key in _KEYS):
             continue
-        if any("segments_info" in one or "bbox" not in one for one in content["annotations"][:1]):
-            continue
+        if any("segments_info" in one for one in content["annotations"][:1]):
+            continue  # of panoptic segmentation
         split = split_of_name(PurePosixPath(path).stem) or split_of(path)[0]
         found.append(CocoPart(path, CocoFile(files.full(path)), split))
     return found
@@ -177,7 +177,7 @@ class CocoSource(Source):
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         written = write_json(path, content)
-        notes.append(f"{len(ones):,} images of '{part.path}' are listed in '{written}', with their paths as found.")
+        notes.append(f"'{written}' lists images of '{part.path}' ({len(ones):,}), with their paths as found.")
         return dataset_config(self.files, written, "")
 
     def _objects(self, splits: Iterable[Sequence[tuple[CocoPart, int]]], classes: set[str]) -> list[dict[str, Any]]:

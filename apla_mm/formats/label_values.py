@@ -19,13 +19,13 @@ class LabelValues:
     """What is in all label maps.
 
     Attributes:
-        images: Label -> how many label maps have it.
+        pixels: Label -> how many pixels have it.
         example: Label -> the path of one that has it.
         most: The most labels in one, and its path.
         deep: Paths of those of more than 8 bits.
     """
 
-    images: Counter[int] = field(default_factory=Counter)
+    pixels: Counter[int] = field(default_factory=Counter)
     example: dict[int, str] = field(default_factory=dict)
     most: tuple[int, str] = (0, "")
     deep: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class LabelValues:
     @property
     def labels(self) -> list[int]:
         """All labels, sorted."""
-        return sorted(self.images)
+        return sorted(self.pixels)
 
 
 def read_labels(files: Files, paths: Sequence[str]) -> LabelValues:
@@ -49,9 +49,10 @@ def read_labels(files: Files, paths: Sequence[str]) -> LabelValues:
     values, lock = LabelValues(), Lock()
 
     def look(path: str) -> None:
-        labels, deep = _labels(files.full(path))
+        counts, deep = _labels(files.full(path))
+        labels = list(counts)
         with lock:
-            values.images.update(labels)
+            values.pixels.update(counts)
             for label in labels:
                 values.example[label] = min(path, values.example.get(label, path))
             values.most = max(values.most, (len(labels), path))
@@ -62,7 +63,8 @@ def read_labels(files: Files, paths: Sequence[str]) -> LabelValues:
     return values
 
 
-def _labels(path: str) -> tuple[list[int], bool]:
+def _labels(path: str) -> tuple[dict[int, int], bool]:
+    """How many pixels each label has, and whether the file has more than 8 bits."""
     try:
         with Image.open(path) as image:
             kind, mode = image.format, image.mode
@@ -78,14 +80,15 @@ def _labels(path: str) -> tuple[list[int], bool]:
         raise DataError(_in_colour(path, mode, array))
     if array.dtype.kind == "f":
         raise DataError(f"the label map '{path}' holds fractions ({mode}): expected integers from 0 to 255")
-    labels = [int(label) for label in np.unique(array)]
+    found, counts = np.unique(array, return_counts=True)
+    labels = found.astype(np.int64).tolist()
     if labels[-1] > 255 or labels[0] < 0:
         wrong = next(label for label in labels if not 0 <= label <= 255)
         raise DataError(
             f"the label map '{path}' holds the label {wrong:,}, of {len(labels):,}: mmseg reads 8 bits, the labels 0 "
             "to 255. If these are objects' ids, use the label maps of classes; else number the classes from 0 on"
         )
-    return labels, array.dtype.itemsize > 1
+    return dict(zip(labels, counts.tolist(), strict=True)), array.dtype.itemsize > 1
 
 
 def _in_colour(path: str, mode: str, array: np.ndarray) -> str:

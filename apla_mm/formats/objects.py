@@ -124,17 +124,17 @@ def chosen_classes(names: Sequence[str], classes: Sequence[str] | None, notes: l
         notes.append(f"The classes are taken in the data's order, {first_few(chosen, 8)}.")
     if len(chosen) < len(names):
         left_out = [name for name in names if name not in set(classes)]
-        notes.append(f"Objects of {len(left_out)} classes are left out: {first_few(left_out, 8)}.")
+        notes.append(f"Objects of other classes are left out: {first_few(left_out, 8)}.")
     return chosen
 
 
 def mask_note(masked: int, count: int) -> str:
     """What is said of masks."""
     if not masked:
-        return f"The {count:,} objects have boxes and no masks."
+        return f"The objects have boxes and no masks ({count:,})."
     if masked == count:
-        return f"All {count:,} objects have masks."
-    return f"{masked:,} of {count:,} objects have masks, the others boxes alone: masks are not scored."
+        return f"All objects have masks ({count:,})."
+    return f"Objects with masks: {masked:,} of {count:,}; the others have boxes alone, so that masks are not scored."
 
 
 def dataset_config(files: Files, ann_file: str, images: str) -> Mapping[str, Any]:

@@ -58,6 +58,7 @@ def name_classes(
         labels = [label for label in labels if label != _IGNORED]
     if not labels:
         raise DataError("all pixels of all label maps are 255, which is ignored: there is nothing to learn")
+    _check_not_blended(values, files)
     found = _known(files, maps, labels, voc)
     if found is None or not set(classes or ()) <= set(found.names):
         source, names = _names_of_files(files)
@@ -74,6 +75,23 @@ def name_classes(
         found.notes.append("The label 255 is ignored.")
     found.chosen = found.names if classes is None else _chosen(found, classes)
     return found
+
+
+def _check_not_blended(values: LabelValues, files: Files) -> None:
+    """Check that masks of 0 and 255 have no edges of greys, as resizing with blending makes them.
+
+    Raises:
+        DataError: They have.
+    """
+    between = [label for label in values.labels if label not in (0, _IGNORED)]
+    share = sum(values.pixels[label] for label in between) / sum(values.pixels.values())
+    if {0, _IGNORED} <= set(values.labels) and len(between) > 3 and max(between) > 128 and share < 0.1:
+        path = files.full(values.example[between[-1]])
+        raise DataError(
+            f"label maps hold 0, 255 and, in {share:.1%} of the pixels, {len(between)} labels between, such as "
+            f"{between[-1]} in '{path}': they look like masks of which the edges are blended. Make them again without "
+            "resizing or smoothing, or set all that is over 127 to 255 and the rest to 0"
+        )
 
 
 def _known(files: Files, maps: Sequence[str], labels: list[int], voc: bool) -> SegClasses | None:
@@ -134,6 +152,8 @@ def names_in(files: Files, path: str) -> list[str]:
     numbers = [name.replace(":", " ").replace(",", " ").split(maxsplit=1) for name in names]
     if names and all(len(pair) == 2 and pair[0] == str(i) for i, pair in enumerate(numbers)):
         names = [pair[1].strip() for pair in numbers]
+    if names[:1] == ["__ignore__"]:  # LabelMe's name of what has no class
+        names = names[1:]
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
         raise DataError(f"'{files.full(path)}' has the class '{twice}' twice: expected each once, one a line")
@@ -200,5 +220,5 @@ def _chosen(found: SegClasses, classes: Sequence[str]) -> list[str]:
         )
     others = [name for name in found.names if name not in classes]
     if others:
-        found.notes.append(f"{len(others)} classes are ignored, as they are not asked for: {first_few(others, 8)}.")
+        found.notes.append(f"Classes that are not asked for are ignored: {first_few(others, 8)}.")
     return list(classes)

@@ -143,7 +143,8 @@ def _pair(images: Sequence[str], maps: Sequence[str], by_name: bool) -> tuple[Ru
         maps: Paths.
         by_name: The folders do not count.
     """
-    of_split = any(split_of(path)[0] for path in maps)  # else label maps of all splits lie together
+    # else the images, or the label maps, of all splits lie together
+    of_split = all(any(split_of(path)[0] for path in paths) for paths in (images, maps))
     named_images, named_maps = _named(images, of_split, by_name), _named(maps, of_split, by_name)
     if by_name and (len(named_images) < len(images) or len(named_maps) < len(maps)):
         return None, {}  # two files of one name
@@ -175,21 +176,23 @@ def _told(attempt: _Attempt) -> Pairs:
         )
     (rule, pairs), notes = kept[0], []
     notes.append(
-        f"{len(pairs):,} images have a label map, told from images by {attempt.how}: {rule}, whatever the suffixes."
+        f"Label maps are told from images by {attempt.how}, and paired by the rule {rule} ({len(pairs):,} pairs)."
     )
     for other, left_out in attempt.families:
         if other != rule:
-            notes.append(f"{len(left_out):,} more images '{other.map_start}*{other.map_end}' are left out.")
+            notes.append(
+                f"Other files of images' names are left out: '{other.map_start}*{other.map_end}' ({len(left_out):,})."
+            )
     taken = {path for _, ones in attempt.families for path in ones}
     alone = [path for path in attempt.maps if path not in taken]
     if alone:
-        notes.append(f"{len(alone):,} label maps have no image, and are left out: {quoted(alone, 4)}.")
+        notes.append(f"Label maps without an image are left out ({len(alone):,}): {quoted(alone, 4)}.")
     bare = sorted({*attempt.images} - {*pairs.values()})
     if bare:
-        notes.append(f"{len(bare):,} images have no label map, and are left out: {quoted(bare, 4)}.")
+        notes.append(f"Images without a label map are left out ({len(bare):,}): {quoted(bare, 4)}.")
     splits: dict[str | None, list[tuple[str, str]]] = {}
     for label_map, image in sorted(pairs.items(), key=lambda pair: pair[1]):
-        splits.setdefault(split_of(image)[0], []).append((image, label_map))
+        splits.setdefault(split_of(image)[0] or split_of(label_map)[0], []).append((image, label_map))
     return Pairs(splits, notes)
 
 

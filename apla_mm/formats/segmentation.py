@@ -41,7 +41,7 @@ def find_segmentation(
     found = name_classes(files, values, maps, classes, voc is not None)
     if values.deep:
         notes.append(
-            f"{len(values.deep):,} label maps are of more than 8 bits, and their labels all fit 8: "
+            f"Label maps of more than 8 bits are read, as their labels fit 8 ({len(values.deep):,}): "
             f"{quoted(sorted(values.deep), 2)}."
         )
     into.mkdir(parents=True, exist_ok=True)

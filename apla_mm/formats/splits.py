@@ -30,7 +30,7 @@ def train_and_val(
     train, val, test, loose = (there.get(split, []) for split in ("train", "val", "test", None))
     notes = []
     if train and loose:
-        notes.append(f"{len(loose):,} images in no folder or list of a split are left out, as there are such splits.")
+        notes.append(f"Images in no folder or list of a split are left out, as there are such splits ({len(loose):,}).")
     elif loose:
         train = loose
         if not val and not test:
@@ -41,17 +41,17 @@ def train_and_val(
             "expected a folder or list called train, or images in no split"
         )
     if val and test:
-        notes.append(f"The test split, {len(test):,} images, is left out; val is what is validated on.")
+        notes.append(f"The test split is left out ({len(test):,} images); val is what is validated on.")
     elif test:
         val = test
-        notes.append(f"There is no val split: the test split, {len(test):,} images, is validated on.")
+        notes.append(f"There is no val split: the test split is validated on ({len(test):,} images).")
     if not val:
         source = "train" if there.get("train") else None
         chosen = _held_out(names[source], held_out, seed)
         val = [one for one, out in zip(train, chosen, strict=True) if out]
         train = [one for one, out in zip(train, chosen, strict=True) if not out]
         notes.append(
-            f"{len(val):,} of {len(chosen):,} images ({len(val) / len(chosen):.0%}) are held out for validation, "
+            f"Held out for validation: {len(val):,} of {len(chosen):,} images ({len(val) / len(chosen):.0%}), "
             f"chosen by a hash of their names and the seed {seed}."
         )
     return {"train": train, "val": val}, notes

@@ -108,11 +108,11 @@ def find_voc(files: Files, classes: Sequence[str] | None) -> ObjectSource | None
         )
     difficult = sum(bool(one.get("difficult")) for image in images for one in image.objects)
     if difficult:
-        notes.append(f"{difficult:,} objects are marked difficult: they are neither learned nor scored (iscrowd).")
+        notes.append(f"Objects marked difficult are neither learned nor scored, as crowds are not ({difficult:,}).")
     bare = sorted({*files.images} - {image.path for image in images})
     bare = [path for path in bare if "Segmentation" not in path]
     if bare:
-        notes.append(f"{len(bare):,} images have no XML file, or are in no list, and are left out: {quoted(bare, 4)}.")
+        notes.append(f"Images without an XML file, or in no list, are left out ({len(bare):,}): {quoted(bare, 4)}.")
     names = _names({one["name"] for image in images for one in image.objects}, classes, notes)
     return ObjectSource("Pascal VOC's format", paths[0], files, names, images, notes)
 

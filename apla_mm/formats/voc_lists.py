@@ -34,7 +34,7 @@ def find_voc_pairs(files: Files) -> Pairs | None:
     alone = sorted({*maps.values()} - listed)
     notes = [f"The splits are those of {quoted(lists.values())}."]
     if alone:
-        notes.append(f"{len(alone):,} label maps are in none of these lists, and are left out: {quoted(alone, 4)}.")
+        notes.append(f"Label maps in none of these lists are left out ({len(alone):,}): {quoted(alone, 4)}.")
     return Pairs(pairs, notes)
 
 

@@ -250,16 +250,16 @@ def _unpaired(files: Files, label_of: dict[str, str], taken: Sequence[str]) -> l
     bare = [path for path in taken if path not in label_of]
     if bare:
         notes.append(
-            f"{len(bare):,} images have no label file, and are taken for images without objects: {quoted(bare, 4)}."
+            f"Images without a label file are taken for images without objects ({len(bare):,}): {quoted(bare, 4)}."
         )
     left_out = sorted({*files.images} - {*taken})
     if left_out:
         notes.append(
-            f"{len(left_out):,} images are in no split or folder with labels, and are left out: {quoted(left_out, 4)}."
+            f"Images in no split or folder with labels are left out ({len(left_out):,}): {quoted(left_out, 4)}."
         )
     used = set(label_of.values())
     alone = [path for path in files.with_suffix(".txt") if "labels" in path.split("/")[:-1] and path not in used]
     alone = [path for path in alone if PurePosixPath(path).name not in _NAMES_FILES]
     if alone:
-        notes.append(f"{len(alone):,} label files have no image, and are left out: {quoted(alone, 4)}.")
+        notes.append(f"Label files without an image are left out ({len(alone):,}): {quoted(alone, 4)}.")
     return notes

@@ -57,11 +57,11 @@ def test_a_test_split_is_validated_on_where_there_is_no_other(tmp_path: Path) ->
     for kind in ("images", "annotations"):
         (scenes / kind / "validation").rename(scenes / kind / "test")
     found = find_data(scenes, "seg", tmp_path / "made")
-    assert "There is no val split: the test split, 2 images, is validated on." in found.notes
+    assert "There is no val split: the test split is validated on (2 images)." in found.notes
     assert len(json.loads(Path(found.dataset("val")["ann_file"]).read_text())["data_list"]) == 2
     write_scenes(scenes)
     found = find_data(scenes, "seg", tmp_path / "made")
-    assert "The test split, 2 images, is left out; val is what is validated on." in found.notes
+    assert "The test split is left out (2 images); val is what is validated on." in found.notes
     with pytest.raises(ValueError, match="no split 'test': expected one of 'train', 'val'"):
         found.dataset("test")
 
@@ -85,7 +85,7 @@ def test_held_out_images_are_a_share_and_stay_as_others_come() -> None:
     names: dict[str | None, list[str]] = {None: [f"{i}.jpg" for i in range(200)]}
     used, notes = train_and_val(names, names, 0.2, 0)
     assert len(used["val"]) == 40 and sorted(used["train"] + used["val"]) == sorted(names[None])
-    assert notes[-1].startswith("40 of 200 images (20%) are held out")
+    assert notes[-1].startswith("Held out for validation: 40 of 200 images (20%), chosen by")
     backwards: dict[str | None, list[str]] = {None: names[None][::-1]}
     assert set(train_and_val(backwards, backwards, 0.2, 0)[0]["val"]) == set(used["val"])
     assert set(train_and_val(names, names, 0.2, 1)[0]["val"]) != set(used["val"])

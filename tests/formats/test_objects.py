@@ -127,6 +127,17 @@ def test_several_coco_files_of_a_split_are_refused(coco: Path, tmp_path: Path) -
         find_data(coco, "det", tmp_path / "made")
 
 
+def test_coco_files_that_do_not_parse_are_named(coco: Path, tmp_path: Path) -> None:
+    path = coco / "annotations/instances_val.json"
+    text = path.read_text()
+    path.write_text(text.replace('"annotations":', '"annotations" '))
+    with pytest.raises(DataError, match=r"instances_val.json' cannot be read: .*line 1 column"):
+        find_data(coco, "det", tmp_path / "made")
+    path.write_text(text.replace('"bbox"', '"box"'))
+    with pytest.raises(DataError, match=r"instances_val.json': annotations\[0\], .* has no 'bbox'"):
+        find_data(coco, "det", tmp_path / "made")
+
+
 def test_coco_files_with_other_categories_are_refused(coco: Path, tmp_path: Path) -> None:
     edit_json(coco / "annotations/instances_val.json", lambda content: content["categories"].reverse())
     with pytest.raises(DataError, match="has the categories 'square', 'disc' and .* 'disc', 'square': expected"):
@@ -139,7 +150,7 @@ def test_yolo_has_the_boxes_and_polygons_of_the_original(coco: Path, tmp_path: P
     found = find_data(root, "det", tmp_path / "made", classes=None if described else CLASSES)
     assert (found.format, found.classes, found.masks) == ("YOLO's format", CLASSES, False)
     assert found.evaluator()["metric"] == ["bbox"]
-    assert any("of 12 objects have masks, the others boxes alone" in note for note in found.notes)
+    assert any("of 12; the others have boxes alone" in note for note in found.notes)
     for split in ("train", "val"):
         expected = objects(original(coco, split), crowds=False)
         got = read_det(dataset(found, split))
@@ -175,8 +186,8 @@ def test_yolo_images_without_objects_and_names(coco: Path, tmp_path: Path) -> No
     got = read_det(dataset(found, "train"))
     assert [len(got[f"scene_{i}.jpg"]) for i in range(4)] == [0, 0, 2, 2]
     notes = " ".join(found.notes)
-    assert "1 images have no label file, and are taken for images without objects: 'images/train/scene_1.jpg'" in notes
-    assert "1 label files have no image, and are left out: 'labels/train/lost.txt'" in notes
+    assert "Images without a label file are taken for images without objects (1): 'images/train/scene_1.jpg'" in notes
+    assert "Label files without an image are left out (1): 'labels/train/lost.txt'" in notes
 
 
 @pytest.mark.parametrize(
@@ -221,7 +232,9 @@ def test_voc_has_the_boxes_of_the_original(coco: Path, tmp_path: Path) -> None:
     root = copy_voc(coco, tmp_path / "voc")
     found = find_data(root, "det", tmp_path / "made")
     assert (found.format, found.classes, found.masks) == ("Pascal VOC's format", ("disc", "square"), False)
-    assert any("1 objects are marked difficult" in note for note in found.notes)
+    assert any(
+        "Objects marked difficult are neither learned nor scored, as crowds are not (1)" in note for note in found.notes
+    )
     for split in ("train", "val"):
         assert read_det(dataset(found, split)) == original(coco, split)
     assert_files(found)
@@ -233,7 +246,7 @@ def test_voc_without_lists_is_split_and_corners_of_0_are_coordinates(coco: Path,
     path = root / "Annotations/scene_3.xml"
     path.write_text(path.read_text().replace("<xmin>10</xmin>", "<xmin>0</xmin>"))
     found = find_data(root, "det", tmp_path / "made", held_out=0.5)
-    assert any("3 of 6 images (50%) are held out" in note for note in found.notes)
+    assert any("Held out for validation: 3 of 6 images (50%)" in note for note in found.notes)
     assert any("taken for coordinates from 0 on" in note for note in found.notes)
     got = {**read_det(dataset(found, "train")), **read_det(dataset(found, "val"))}
     assert ("square", 0, 9, 27, 26, 0) in got["scene_3.jpg"]

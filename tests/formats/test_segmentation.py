@@ -54,6 +54,8 @@ def scenes(tmp_path: Path) -> Path:
             "Cityscapes' format",
         ),
         (names("a/{split}/"), names("b/{split}/", suffix=".png"), "folders of splits"),
+        (names("{split}/{split}_"), names("masks/{split}_", suffix=".png"), "images and label maps"),
+        (names("img/{split}_"), names("masks/{split}/{split}_", suffix=".png"), "folders of splits"),
     ],
 )
 def test_folders_of_splits_are_read_as_the_originals(
@@ -81,8 +83,8 @@ def test_folders_of_splits_are_read_as_the_originals(
 def test_one_folder_is_paired_by_names_and_split(scenes: Path, tmp_path: Path, image: Any, label_map: Any) -> None:
     root = copy_seg(scenes, image, label_map, tmp_path / "copy")
     found = find_data(root, "seg", tmp_path / "lists", held_out=0.4)
-    assert any("has the label map" in note for note in found.notes)
-    assert any("2 of 5 images (40%) are held out" in note for note in found.notes)
+    assert any("paired by the rule" in note for note in found.notes)
+    assert any("Held out for validation: 2 of 5 images (40%)" in note for note in found.notes)
     got = [*samples(found, "train"), *samples(found, "val")]
     expected = [pair for folder in SPLITS.values() for pair in seg_samples(scenes, folder)]
     key = lambda pair: pair[0].tobytes()  # noqa: E731
@@ -107,7 +109,7 @@ def test_other_kinds_of_label_maps_are_left_out_and_several_of_one_kind_refused(
         copy_seg(scenes, names("img/{split}/"), names("gtFine/{split}/", f"_gtFine{end}", ".png"), root)
     found = find_data(root, "seg", tmp_path / "lists")
     assert found.classes == CityscapesDataset.METAINFO["classes"]
-    assert sum("more images" in note and "are left out" in note for note in found.notes) == 3
+    assert sum("Other files of images' names are left out" in note for note in found.notes) == 3
     assert_same(found, scenes)
     for path in root.rglob("*_gtFine_*"):
         path.rename(path.with_name(path.name.replace("TrainIds", "By1").replace("labelIds", "labelBy2")))
@@ -118,8 +120,8 @@ def test_other_kinds_of_label_maps_are_left_out_and_several_of_one_kind_refused(
 def test_images_and_label_maps_without_a_partner_are_named(scenes: Path, tmp_path: Path) -> None:
     (scenes / "annotations/training/scene_1.png").rename(scenes / "annotations/training/other_7.png")
     found = find_data(scenes, "seg", tmp_path / "lists")
-    assert "1 images have no label map, and are left out: 'images/training/scene_1.jpg'." in found.notes
-    assert "1 label maps have no image, and are left out: 'annotations/training/other_7.png'." in found.notes
+    assert "Images without a label map are left out (1): 'images/training/scene_1.jpg'." in found.notes
+    assert "Label maps without an image are left out (1): 'annotations/training/other_7.png'." in found.notes
     assert len(samples(found, "train")) == 2
 
 
@@ -182,11 +184,21 @@ def test_16_bits_are_read_if_the_labels_fit_8(scenes: Path, tmp_path: Path) -> N
     before = seg_samples(scenes, "training")
     rewrite(scenes, lambda labels: labels.astype(np.uint16))
     found = find_data(scenes, "seg", tmp_path / "lists")
-    assert any("5 label maps are of more than 8 bits" in note for note in found.notes)
+    assert any("as their labels fit 8 (5)" in note for note in found.notes)
     for (_, labels), (_, expected) in zip(samples(found, "train"), before, strict=True):
         assert np.array_equal(labels, expected)
     rewrite(scenes, lambda labels: labels.astype(np.uint16) * 1000)
     with pytest.raises(DataError, match="holds the label 1,000, of 3: mmseg reads 8 bits"):
+        find_data(scenes, "seg", tmp_path / "lists")
+
+
+def test_masks_with_blended_edges_are_refused(scenes: Path, tmp_path: Path) -> None:
+    def blend(labels: np.ndarray) -> np.ndarray:
+        mask = Image.fromarray(np.where(labels == 1, 255, 0).astype(np.uint8))
+        return np.asarray(mask.resize((50, 42), Image.Resampling.BICUBIC).resize((48, 40), Image.Resampling.BICUBIC))
+
+    rewrite(scenes, blend)
+    with pytest.raises(DataError, match="look like masks of which the edges are blended"):
         find_data(scenes, "seg", tmp_path / "lists")
 
 
@@ -202,6 +214,7 @@ def test_blended_labels_are_refused(scenes: Path, tmp_path: Path) -> None:
         (0, "wall\nsky\n", ("wall", "sky")),
         (0, "0 wall\n1 blue sky\n", ("wall", "blue sky")),
         (0, "wall\nsky\nsea\n", ("wall", "sky", "sea")),
+        (0, "__ignore__\nwall\nsky\n", ("wall", "sky")),
         (1, "wall\nsky\n", ("wall", "sky")),
     ],
 )
