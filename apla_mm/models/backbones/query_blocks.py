@@ -37,7 +37,7 @@ class QueryBlocks:
 
     def join(self, queries: Tensor) -> Tensor:
         """Tokens with queries (Q, C) behind them: (B, prefix + h * w + Q, C)."""
-        return torch.cat([self.tokens, queries.to(self.tokens.dtype).expand(len(self.tokens), -1, -1)], 1)
+        return torch.cat([self.tokens, queries.to(self.tokens.dtype).expand(self.tokens.shape[0], -1, -1)], 1)
 
     def split(self, joined: Tensor) -> tuple[Tensor, Tensor]:
         """The queries (B, Q, C) and the map (B, C, h, w) of normed tokens."""
@@ -69,7 +69,7 @@ class QueryBlocks:
     def _mask(self, seen: Tensor, length: int) -> Tensor:
         """True where one token attends to another, (B, 1, N + Q, N + Q)."""
         end = self.tokens.shape[1]
-        mask = seen.new_ones(len(seen), 1, length, length)
+        mask = seen.new_ones(seen.shape[0], 1, length, length)
         mask[:, 0, end:, self.prefix : end] = seen
         return mask
 

@@ -1,0 +1,1 @@
+"""Whole models as files that run without OpenMMLab: ONNX, TorchScript, torch.export."""
