@@ -125,6 +125,25 @@ def export_model(
     )
 
 
+def compare_file(
+    cfg: Config, checkpoint: str | Path, path: Path, exported: Exported, images: Sequence[str | Path] = ()
+) -> Comparison:
+    """Compare an ONNX file that was made of an exported one with the plain model, as the other was.
+
+    Args:
+        cfg: The config.
+        checkpoint: A checkpoint or delta.
+        path: The file.
+        exported: The other.
+        images: As of :func:`export_model`.
+    """
+    model, _ = load_model(cfg, checkpoint)
+    free = [axis for axis, name in AXES.items() if name in exported.free]
+    with tempfile.TemporaryDirectory() as folder:
+        paths, _ = find_images(cfg, images, Path(folder))
+        return _Checks(cfg, model, paths, exported.size, Path(folder)).compare(OnnxModel(path), free)
+
+
 def _attempts(module: Any, kind: str, size: tuple[int, int] | None) -> list[tuple[int, ...]]:
     batch = () if hasattr(module, "batch") else (0,)
     tries: list[tuple[int, ...]] = [(*batch, 2, 3), batch, ()]

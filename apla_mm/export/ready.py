@@ -41,7 +41,7 @@ def make_ready(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.AdaptiveAvgPool2d:
-                given = child.output_size
+                given: Any = child.output_size
                 height, width = (given, given) if isinstance(given, int) else given
                 if height is not None and width is not None:
                     setattr(module, name, AdaptivePool((height, width)))

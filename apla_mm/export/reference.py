@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mmcv
 import numpy as np
@@ -22,15 +22,15 @@ class Comparison(NamedTuple):
         difference: The largest, of scores relative to the largest score of the plain model (of detectors: of scores,
             and of boxes relative to the image's longer side).
         equal: The share of equal labels; of detectors, of boxes that have an equal one.
-        count: Of images.
+        images: How many there were.
     """
 
     difference: float
     equal: float
-    count: int
+    images: int
 
     def __str__(self) -> str:
-        return f"largest difference {self.difference:.2g}, {100 * self.equal:.3f}% equal, {self.count} images"
+        return f"largest difference {self.difference:.2g}, {100 * self.equal:.3f}% equal, {self.images} images"
 
 
 #: boxes further apart, in shares of the image's longer side, or with scores further apart, are not the same
@@ -54,7 +54,7 @@ def predict_plain(cfg: Config, model: nn.Module, path: Path) -> dict[str, np.nda
     data = Compose(steps)(dict(img_path=str(path), img_id=0))
     batch = {key: [value] for key, value in data.items()}
     with torch.no_grad():
-        sample = model.test_step(batch)[0]
+        sample = cast(Any, model).test_step(batch)[0]
     if "pred_sem_seg" in sample:
         return dict(labels=sample.pred_sem_seg.data[0].numpy(), scores=sample.seg_logits.data.max(0).values.numpy())
     found = sample.pred_instances

@@ -52,7 +52,7 @@ class ExportedTwoStage(nn.Module):
             first, and, of Mask R-CNN, masks bool (1, N, H, W). Rows for which nothing was found have a score of 0 and
             the label -1.
         """
-        size = tuple(images.shape[-2:])
+        size: tuple[Any, Any] = (images.shape[-2], images.shape[-1])
         prepared = self.prepare(images)
         maps = self.model.extract_feat(prepared.images)
         proposals, there = self._proposals(maps, prepared.size)

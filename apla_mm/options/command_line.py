@@ -47,6 +47,13 @@ class _OptionsAction(argparse.Action):
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that training and testing share."""
     parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/CONFIG'S NAME)")
+    add_cfg_options(parser)
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch.distributed.launch")
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that overrides settings of the config."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -60,8 +67,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "Paths and names are taken as they are typed; class names that hold a comma are listed in quotes, as in "
         """'classes=["a, b","c"]'""",
     )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch.distributed.launch")
 
 
 def load_config(args: argparse.Namespace) -> Config:
