@@ -51,7 +51,8 @@ class SimpleFeaturePyramid(nn.Module):
         Returns:
             ``num_outs`` maps (B, out_channels, h, w), the finest first.
         """
-        levels = [level(maps[-1]) for level in self.levels]
+        # contiguous: the norm's are not, and mmcv's RoIAlign reads any memory as (B, C, H, W)
+        levels = [level(maps[-1]).contiguous() for level in self.levels]
         while len(levels) < self.num_outs:
             levels.append(F.max_pool2d(levels[-1], 1, stride=2))
         return tuple(levels)

@@ -82,3 +82,11 @@ def test_every_parameter_trains() -> None:
 def test_arguments_that_cannot_be_are_an_error(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SimpleFeaturePyramid(8, 4, **arguments)
+
+
+def test_mmcvs_roi_align_reads_the_levels_as_they_are() -> None:
+    """It takes any memory for contiguous, and gives values of other pixels and channels where it is not."""
+    roi_align = pytest.importorskip("mmcv.ops").roi_align
+    level = SimpleFeaturePyramid(8, 4, (1,))([torch.randn(1, 8, 6, 6)])[0].detach()
+    whole = roi_align(level, torch.tensor([[0.0, 0, 0, 6, 6]]), (6, 6), 1.0, 1, "avg", True)
+    torch.testing.assert_close(whole, level)
