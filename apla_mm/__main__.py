@@ -14,6 +14,7 @@ COMMANDS = {
         "train": "train a segmentor, detector or classifier",
         "test": "test one, or predict for a folder of images",
         "check": "see whether a config will train here, and what it will take",
+        "export": "write a model as ONNX, TorchScript or a program of torch.export",
         "configs": "list the configs that come with the package",
     },
     "compare": {

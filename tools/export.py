@@ -1,47 +1,6 @@
-"""Export a trained segmentor or detector: ``python tools/export.py CONFIG CHECKPOINT --out model.onnx``.
+"""``apla-mm export``."""
 
-The file takes images of bytes, uint8 (B, 3, H, W), red first, and gives results at their size. It is run and compared
-with the model before it is kept.
-"""
-
-import argparse
-
-from apla_mm.convert.files import said_by_tool
-from apla_mm.export.command import run_export
-from apla_mm.options.command_line import add_cfg_options
-
-
-def size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    return int(height), int(width)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint or delta file")
-    parser.add_argument("--out", required=True, help="file to write: .onnx, .pt (torchscript) or .pt2 (torch)")
-    parser.add_argument(
-        "--format", choices=("onnx", "torchscript", "torch"), default="onnx", help="torch: a program of torch.export"
-    )
-    parser.add_argument("--images", nargs="+", default=[], metavar="FILE", help="images to compare by")
-    parser.add_argument("--size", type=size, metavar="HxW", help="the only size of images (default: any, if it can be)")
-    parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="largest difference with which the file is kept (default: 1e-4)"
-    )
-    parser.add_argument("--int8", action="store_true", help="also write matrix products in int8, OUT.int8.onnx")
-    parser.add_argument("--benchmark", action="store_true", help="print size, time and memory of all")
-    add_cfg_options(parser)
-    parser.set_defaults(work_dir=None, launcher="none", local_rank=0)
-    return parser.parse_args()
-
-
-def main() -> None:
-    run_export(parse_args())
-
+from apla_mm.commands.export import main
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {said_by_tool(error)}") from error
+    main()
