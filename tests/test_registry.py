@@ -1,13 +1,10 @@
 """Configs with a base of this package, read by mmengine itself and run by its Runner, as those with a base by path."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers import small_configs
 from helpers.comparisons import assert_same
-from helpers.data_sets import write_coco, write_scenes
-from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
@@ -17,22 +14,12 @@ from apla_mm.registry import REGISTRIES
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("kind", "write", "make"),
-    [
-        ("seg", write_scenes, small_configs.segmentation_config),
-        ("det", write_coco, small_configs.detection_config),
-    ],
-)
-def test_training_and_validation_are_those_of_the_base_by_path(
-    kind: str, write: Callable[[Path], Path], make: Callable[..., Config], tmp_path: Path
-) -> None:
-    data = write(tmp_path / "data")
+def test_training_and_validation_are_those_of_the_base_by_path(data_root: Path, tmp_path: Path) -> None:
     found = []
     file = tmp_path / "named.py"
-    file.write_text(f"_base_ = 'apla_mm::{kind}/apla_vitb_custom.py'\n")
+    file.write_text("_base_ = 'apla_mm::seg/apla_vitb_custom.py'\n")
     for name, how in dict(path={}, named=dict(file=file)).items():
-        cfg = make(data, tmp_path / name, **how)
+        cfg = small_configs.segmentation_config(data_root, tmp_path / name, **how)
         cfg.randomness = dict(seed=0)
         assert (cfg.model.get("_scope_") == "apla_mm") is (name == "named")
         with DefaultScope.overwrite_default_scope(None):

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from apla_mm.options.class_folders import name_classes_by_folders
 from apla_mm.options.shared_options import apply_shared_options
 
-SEGMENTATION, DETECTION = (ROOT / f"configs/{kind}/apla_vitb_custom.py" for kind in ("seg", "det"))
+SEGMENTATION = ROOT / "configs/seg/apla_vitb_custom.py"
 
 #: backbone -> its size, small: widths shrink, every kind of stage and block stays
 _SIZES: dict[str, dict[str, Any]] = {
@@ -149,9 +149,9 @@ def segmentation_config(data_root: Path, work_dir: Path, file: Path = SEGMENTATI
     return _shorten(cfg, work_dir)
 
 
-def detection_config(data_root: Path, work_dir: Path, file: Path = DETECTION) -> Config:
+def detection_config(data_root: Path, work_dir: Path) -> Config:
     """configs/det/apla_vitb_custom.py for what write_coco wrote, with a tiny ViT and one iteration."""
-    cfg = Config.fromfile(file)
+    cfg = Config.fromfile(ROOT / "configs/det/apla_vitb_custom.py")
     apply_shared_options(cfg, dict(data_root=str(data_root), classes=["square", "disc"], crop_size=64))
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = f"{data_root}/annotations/instances_val.json"
