@@ -80,7 +80,12 @@ def _labels(path: str) -> tuple[dict[int, int], bool]:
         raise DataError(_in_colour(path, mode, array))
     if array.dtype.kind == "f":
         raise DataError(f"the label map '{path}' holds fractions ({mode}): expected integers from 0 to 255")
-    found, counts = np.unique(array, return_counts=True)
+    if array.dtype == bool or array.dtype == np.uint8:
+        counts = np.bincount(array.astype(np.uint8).ravel())
+        found = np.flatnonzero(counts)
+        counts = counts[found]
+    else:
+        found, counts = np.unique(array, return_counts=True)
     labels = found.astype(np.int64).tolist()
     if labels[-1] > 255 or labels[0] < 0:
         wrong = next(label for label in labels if not 0 <= label <= 255)

@@ -41,10 +41,10 @@ def train_and_val(
             "expected a folder or list called train, or images in no split"
         )
     if val and test:
-        notes.append(f"The test split is left out ({len(test):,} images); val is what is validated on.")
+        notes.append(f"The test split is left out (images: {len(test):,}); val is what is validated on.")
     elif test:
         val = test
-        notes.append(f"There is no val split: the test split is validated on ({len(test):,} images).")
+        notes.append(f"There is no val split: the test split is validated on (images: {len(test):,}).")
     if not val:
         source = "train" if there.get("train") else None
         chosen = _held_out(names[source], held_out, seed)

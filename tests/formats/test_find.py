@@ -57,11 +57,11 @@ def test_a_test_split_is_validated_on_where_there_is_no_other(tmp_path: Path) ->
     for kind in ("images", "annotations"):
         (scenes / kind / "validation").rename(scenes / kind / "test")
     found = find_data(scenes, "seg", tmp_path / "made")
-    assert "There is no val split: the test split is validated on (2 images)." in found.notes
+    assert "There is no val split: the test split is validated on (images: 2)." in found.notes
     assert len(json.loads(Path(found.dataset("val")["ann_file"]).read_text())["data_list"]) == 2
     write_scenes(scenes)
     found = find_data(scenes, "seg", tmp_path / "made")
-    assert "The test split is left out (2 images); val is what is validated on." in found.notes
+    assert "The test split is left out (images: 2); val is what is validated on." in found.notes
     with pytest.raises(ValueError, match="no split 'test': expected one of 'train', 'val'"):
         found.dataset("test")
 

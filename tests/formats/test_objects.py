@@ -107,6 +107,25 @@ def test_coco_of_one_file_is_split_by_a_hash(coco: Path, tmp_path: Path) -> None
     assert any(read_det(dataset(other, "val")).keys() != parts[1].keys() for other in others)
 
 
+def test_coco_of_one_file_is_split_by_the_images_folders(coco: Path, tmp_path: Path) -> None:
+    (coco / "annotations/instances_val.json").unlink()
+    (coco / "annotations/instances_train.json").rename(coco / "all.json")
+    for i, split in enumerate(("train", "train", "val", "test")):
+        (coco / "images" / split).mkdir(exist_ok=True)
+        (coco / f"images/scene_{i}.jpg").rename(coco / f"images/{split}/scene_{i}.jpg")
+    found = find_data(coco, "det", tmp_path / "made")
+    got = [sorted(read_det(dataset(found, split))) for split in ("train", "val")]
+    assert got == [["scene_0.jpg", "scene_1.jpg"], ["scene_2.jpg"]]
+    assert "The test split is left out (images: 1); val is what is validated on." in found.notes
+    assert_files(found)
+
+
+def test_coco_images_of_one_name_in_several_folders_are_refused(coco: Path, tmp_path: Path) -> None:
+    shutil.copytree(coco / "images", coco / "small")
+    with pytest.raises(DataError, match="are in several folders, 'images/', 'small/', with equal names"):
+        find_data(coco, "det", tmp_path / "made")
+
+
 def test_a_part_of_the_classes_is_taken_in_the_files_order(coco: Path, tmp_path: Path) -> None:
     found = find_data(coco, "det", tmp_path / "made", classes=["disc"])
     assert read_det(dataset(found, "val")) == original(coco, "val", classes=("disc",))
@@ -174,6 +193,26 @@ def test_yolo_masks_are_the_originals(coco: Path, tmp_path: Path) -> None:
         for masks in (got, expected)
     ]
     assert bitmaps[0].sum() > 100 and np.array_equal(*bitmaps)
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("../train/images", "../valid/images"), ("train/images", "valid"), ("lists/a.txt", "lists/b.txt"), ("x", "y")],
+)
+def test_yolo_splits_are_those_of_the_yaml_or_of_folders(coco: Path, tmp_path: Path, train: str, val: str) -> None:
+    copy, root = copy_yolo(coco, tmp_path / "yolo"), tmp_path / "other"
+    (root / "lists").mkdir(parents=True)
+    for split, target, name in (("train", "train", "a"), ("val", "valid", "b")):
+        for kind in ("images", "labels"):
+            shutil.copytree(copy / kind / split, root / target / kind)
+        paths = sorted((root / target / "images").iterdir())
+        (root / f"lists/{name}.txt").write_text("".join(f"./{target}/images/{path.name}\n" for path in paths))
+    (root / "data.yaml").write_text(f"train: {train}\nval: {val}\nnames: [square, disc]\n")
+    found = find_data(root, "det", tmp_path / "made")
+    for split in ("train", "val"):
+        assert read_det(dataset(found, split)).keys() == original(coco, split).keys()
+    told = [note for note in found.notes if "which does not exist: folders' names say the splits" in note]
+    assert len(told) == 2 * (train == "x")
 
 
 def test_yolo_images_without_objects_and_names(coco: Path, tmp_path: Path) -> None:
