@@ -91,7 +91,7 @@ def _rules(name: str, length: int, text: str) -> Iterator[Rule]:
     """The rules by which a part of a label map's name, of some length, is a part of images' names."""
     for start in range(len(name) - length + 1):
         key = name[start : start + length]
-        if _cuts_number(name, start, start + length):
+        if key.endswith("/") or _cuts_number(name, start, start + length):
             continue
         for count, place in enumerate(re.finditer(re.escape(key), text)):
             if count == _MOST_PLACES:
@@ -100,7 +100,9 @@ def _rules(name: str, length: int, text: str) -> Iterator[Rule]:
                 continue
             first = text.rindex("\n", 0, place.start() + 1) + 1
             last = text.index("\n", place.end())
-            yield Rule(text[first : place.start()], text[place.end() : last], name[:start], name[start + length :])
+            rule = Rule(text[first : place.start()], text[place.end() : last], name[:start], name[start + length :])
+            if "/" not in rule.image_end + rule.map_end:  # a key is more than a part of folders' names
+                yield rule
 
 
 def _cuts_number(text: str, start: int, end: int) -> bool:

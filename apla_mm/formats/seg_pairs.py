@@ -48,6 +48,11 @@ class _Attempt:
     families: list[tuple[Rule, dict[str, str]]]  # images of label maps, one kind of label maps after the other
 
     @property
+    def most(self) -> int:
+        """The pairs of one kind of label maps."""
+        return max((len(pairs) for _, pairs in self.families), default=0)
+
+    @property
     def share(self) -> float:
         return sum(len(pairs) for _, pairs in self.families) / len(self.maps) if self.maps else 0.0
 
@@ -62,20 +67,30 @@ def find_pairs(files: Files) -> Pairs | None:
         The pairs; None if nothing looks like images with label maps.
 
     Raises:
-        DataError: Several kinds of label maps fit the images.
+        DataError: Several kinds of label maps fit the images, or none by its names.
     """
     best: _Attempt | None = None
+    named: _Attempt | None = None
     for how, is_map in _ways(files):
         maps = [path for path in files.images if is_map(path)]
         images = sorted({*files.images} - {*maps})
         attempt = _Attempt(how, images, maps, _families(images, maps))
-        if attempt.families and (best is None or attempt.share > best.share):
+        if named is None and images and maps and "names" in how:
+            named = attempt
+        if attempt.share >= 0.5 and (best is None or attempt.most > best.most):
             best = attempt
-        if best is not None and best.share > 0.9:
+        if best is not None and best.share > 0.9 and best.most >= len(best.images) / 2:
             break
-    if best is None or best.share < 0.5:
-        return None
-    return _told(best)
+    if best is not None:
+        return _told(best)
+    if named is not None:
+        raise DataError(
+            f"by {named.how} there are {len(named.images):,} images, {quoted(named.images, 2)}, and "
+            f"{len(named.maps):,} label maps, {quoted(named.maps, 2)}, and no rule pairs more than {named.most:,} of "
+            "them by their names: expected names with a part in common that is all the same, numbers' zeros included; "
+            "rename one kind"
+        )
+    return None
 
 
 def _ways(files: Files) -> list[tuple[str, Callable[[str], bool]]]:
@@ -128,8 +143,8 @@ def _families(images: Sequence[str], maps: Sequence[str]) -> list[tuple[Rule, di
     while left and images:
         options = (_pair(images, left, by_name) for by_name in (False, True))
         rule, pairs = max(options, key=lambda option: len(option[1]))
-        if rule is None or (found and len(pairs) < max(len(found[0][1]) / 2, 2)):
-            break
+        if rule is None or (found and len({*pairs.values()} & {*found[0][1].values()}) < max(len(found[0][1]) / 2, 2)):
+            break  # another kind is of the same images
         found.append((rule, pairs))
         left = [path for path in left if path not in pairs]
     return found

@@ -125,6 +125,24 @@ def test_images_and_label_maps_without_a_partner_are_named(scenes: Path, tmp_pat
     assert len(samples(found, "train")) == 2
 
 
+def test_names_that_have_no_rule_are_shown(scenes: Path, tmp_path: Path) -> None:
+    root = copy_seg(scenes, names("images/{split}/"), names("masks/{split}/", suffix=".png"), tmp_path / "copy")
+    for path in root.rglob("*.png"):
+        path.rename(path.with_name(f"{['one', 'two', 'three'][int(path.stem[-1])]}.png"))
+    with pytest.raises(
+        DataError, match="there are 5 images, .* and 5 label maps, .* no rule pairs more than 2 of them"
+    ):
+        find_data(root, "seg", tmp_path / "lists")
+
+
+def test_one_word_in_a_name_does_not_make_a_label_map(scenes: Path, tmp_path: Path) -> None:
+    root = copy_seg(scenes, names("x/{split}_"), names("y/{split}_", suffix=".png"), tmp_path / "copy")
+    for path in (root / "x/train_scene_0.jpg", root / "y/train_scene_0.png"):
+        path.rename(path.with_name(f"mask_scene_9{path.suffix}"))
+    found = find_data(root, "seg", tmp_path / "lists")
+    assert len(samples(found, "train")) + len(samples(found, "val")) == 5
+
+
 def test_grey_images_are_told_from_label_maps_by_their_values(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     for folder in ("one", "two"):
