@@ -40,8 +40,8 @@ def load_model(cfg: Config, checkpoint: str | Path, merged: bool = True) -> tupl
     others = [name for name, tensor in own.items() if name in state and state[name].shape != tensor.shape]
     if missing or others:
         raise ValueError(
-            f"checkpoint '{checkpoint}' does not fit the config's model: it lacks {listed(missing)}; of other shapes "
-            f"are {listed(others)}. Give the config that it was trained with"
+            f"checkpoint '{checkpoint}' does not fit the config's model: it lacks {listed(missing) or 'nothing'}, and of "
+            f"other shapes it has {listed(others) or 'nothing'}. Give the config that it was trained with"
         )
     model.load_state_dict(state, strict=False)
     if merged:
@@ -56,7 +56,10 @@ def class_names(cfg: Config, meta: Mapping[str, Any]) -> list[str]:
         names = given.get("classes") or given.get("CLASSES")
         if names:
             return [str(name) for name in names]
-    cls = DATASETS.get(dataset["type"]) if isinstance(dataset.get("type"), str) else dataset.get("type")
+    cls = dataset.get("type")
+    if isinstance(cls, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:  # the default scope's
+            cls = registry.get(cls)
     return [str(name) for name in getattr(cls, "METAINFO", {}).get("classes") or ()]
 
 
