@@ -40,8 +40,8 @@ def load_model(cfg: Config, checkpoint: str | Path, merged: bool = True) -> tupl
     others = [name for name, tensor in own.items() if name in state and state[name].shape != tensor.shape]
     if missing or others:
         raise ValueError(
-            f"checkpoint '{checkpoint}' does not fit the config's model: it lacks {listed(missing) or 'nothing'}, and of "
-            f"other shapes it has {listed(others) or 'nothing'}. Give the config that it was trained with"
+            f"checkpoint '{checkpoint}' does not fit the config's model: it lacks {listed(missing) or 'nothing'}, "
+            f"and of other shapes it has {listed(others) or 'nothing'}. Give the config that it was trained with"
         )
     model.load_state_dict(state, strict=False)
     if merged:
