@@ -90,7 +90,9 @@ class Prediction:
                 f"{self.classes[label] if label < len(self.classes) else label} {score:.2f}"
                 for label, score in zip(self.labels[shown], self.scores[shown], strict=True)
             ]
-            drawer.draw_texts(texts, self.boxes[shown, :2], colors="w", bboxes=[dict(facecolor="black", alpha=0.6)] * 1)
+            drawer.draw_texts(
+                texts, self.boxes[shown, :2], colors="w", bboxes=[dict(facecolor="black", alpha=0.6)] * len(texts)
+            )
         return Image.fromarray(drawer.get_image())
 
     def save(self, path: str | Path, **how: float) -> None:

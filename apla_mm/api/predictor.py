@@ -5,7 +5,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import Compose
@@ -13,6 +12,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import nn
 
+from ..data.reading import read_image
 from ..options.predictions import without_labels
 from .prediction import Prediction
 
@@ -85,7 +85,4 @@ def as_rgb(image: ImageLike) -> np.ndarray:
     path = Path(image)
     if not path.is_file():
         raise FileNotFoundError(f"there is no image '{path}' (looked in {Path.cwd()})")
-    pixels = mmcv.imfrombytes(path.read_bytes(), flag="color", channel_order="rgb")
-    if pixels is None:
-        raise ValueError(f"'{path}' is no image that OpenCV reads, or is cut off")
-    return np.asarray(pixels)
+    return read_image(str(path), "image", flag="color", channel_order="rgb")

@@ -1,4 +1,4 @@
-"""What ``tools/export.py`` does."""
+"""What ``apla-mm export`` does."""
 
 import argparse
 import tempfile
@@ -16,7 +16,7 @@ def run_export(args: argparse.Namespace) -> None:
     """Export a model, print how the file compares, and, where asked for, do so in int8 and measure what all cost.
 
     Args:
-        args: Of ``tools/export.py``.
+        args: Of ``apla-mm export``.
 
     Raises:
         ExportError: The model cannot be exported, or the file differs by more than the tolerance.

@@ -11,7 +11,6 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
-from ..config_files import read_config
 from ..delta.atomic_file import write_atomic
 from ..formats import FoundData, find_data
 from ..loading.base_from_config import delta_path
@@ -22,7 +21,7 @@ from ..options.command_line import build_runner, load_config
 from ..options.method import set_method
 from ..options.mixed_precision import enable_mixed_precision
 from ..options.shared_options import apply_shared_options
-from .load import load
+from .loading import load
 from .predictor import Predictor
 from .recipe import recipe
 
@@ -146,10 +145,10 @@ def _set_data(cfg: Config, found: FoundData, batch_size: int | None, workers: in
 
 def _written(cfg: Config, folder: Path) -> Path:
     """The config's file; the one of a run that was cut off must say the same."""
-    path, text = folder / "config.py", cfg.pretty_text
-    if path.exists() and read_config(path).pretty_text != text:
+    path, text = folder / "data" / "config.py", cfg.pretty_text  # mmengine writes one of the name into the run's folder
+    if path.exists() and path.read_text() != text:
         raise FileExistsError(f"'{folder}' holds a run with other settings: name another work_dir, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(text.encode(), path)
     return path
 

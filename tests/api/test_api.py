@@ -1,0 +1,157 @@
+"""Training on a folder and predicting, in a few lines, against what the commands do."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers.data_sets import write_coco, write_photos
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from PIL import Image
+
+import apla_mm
+from apla_mm.api.recipe import recipe
+from apla_mm.options.command_line import build_runner, load_config
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def small_vits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's ViT-Tiny has four blocks of 32 channels."""
+    create = timm.create_model
+
+    def small(name: str, **options: Any) -> Any:
+        kwargs = dict(depth=4, embed_dim=32, num_heads=2) if name.startswith("vit_tiny") else {}
+        return create(name, **{**options, **kwargs})
+
+    monkeypatch.setattr(timm, "create_model", small)
+
+
+def train(root: Path, task: str, work_dir: Path, **how: Any) -> Any:
+    settings = dict(backbone="vit_tiny_patch16_224", pretrained=False, r=4, image_size=64, steps=2, batch_size=2)
+    return apla_mm.train(root, task, work_dir=work_dir, workers=0, **{**settings, **how})
+
+
+def test_a_segmentor_of_a_folder_and_its_delta_predict_what_the_test_command_does(tmp_path: Path) -> None:
+    root = write_photos(tmp_path / "photos")
+    (root / "classes.txt").write_text("dark\nbright\n")
+    trained = train(root, "seg", tmp_path / "run")
+    assert trained.data.classes == ("dark", "bright") and 0 <= trained.scores["mIoU"] <= 100
+    image = root / "images/validation/0_0.jpg"
+    predictor = trained.load(device="cpu")
+    found = predictor.predict(image)
+    assert found.label_map is not None and found.label_map.shape == (64, 72) and found.classes == ("dark", "bright")
+    for given in (np.asarray(Image.open(image)), Image.open(image)):
+        again = predictor.predict(given)
+        assert np.array_equal(again.label_map, found.label_map)
+    cfg = load_config(
+        argparse.Namespace(config=str(trained.config), cfg_options={}, work_dir=None, launcher="none", local_rank=0)
+    )
+    cfg.load_from, cfg.experiment_name, cfg.visualizer.name = str(trained.checkpoint), "test", "test"
+    runner: Runner = build_runner(cfg, ("test_dataloader",))
+    runner.load_or_resume()
+    dataset = runner.test_dataloader.dataset
+    place = next(i for i in range(len(dataset)) if dataset.get_data_info(i)["img_path"].endswith("0_0.jpg"))
+    sample = dataset[place]
+    batch = dict(inputs=[sample["inputs"]], data_samples=[sample["data_samples"]])
+    with torch.no_grad(), DefaultScope.overwrite_default_scope("mmseg"):
+        (expected,) = runner.model.eval().test_step(batch)
+    assert np.array_equal(found.label_map, expected.pred_sem_seg.data[0].numpy())
+    assert trained.delta is not None and trained.delta.stat().st_size < trained.checkpoint.stat().st_size
+    of_delta = apla_mm.load(trained.delta, device="cpu").predict(image)
+    assert np.array_equal(of_delta.label_map, found.label_map)
+    drawn = found.draw()
+    assert drawn.size == (72, 64) and found._repr_png_()[:4] == b"\x89PNG"
+    assert "bright" in repr(found) or "dark" in repr(found)
+    assert len(trained.plot().axes) == 2
+
+
+def test_a_detector_of_a_folder_predicts_boxes_and_masks(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "shapes")
+    trained = train(root, "det", tmp_path / "run", options={"model.test_cfg.rcnn.score_thr": 0.0})
+    assert trained.data.classes == ("square", "disc") and "coco/bbox_mAP" in trained.scores
+    found = trained.load(device="cpu").predict(root / "images/scene_4.jpg")
+    assert found.label_map is None and found.boxes is not None and found.masks is not None
+    assert len(found.boxes) == len(found.scores) == len(found.labels) == len(found.masks) > 0
+    assert found.masks.shape[1:] == (48, 64) and (np.diff(found.scores) <= 0).all()
+    assert found.draw(threshold=0.0).size == (64, 48)
+
+
+def test_a_run_that_was_cut_off_goes_on_and_another_is_refused(tmp_path: Path) -> None:
+    root = write_photos(tmp_path / "photos")
+    first = train(root, "seg", tmp_path / "run", method="head")
+    again = train(root, "seg", tmp_path / "run", method="head")
+    assert again.scores == first.scores and first.delta is None
+    with pytest.raises(FileExistsError, match="holds a run with other settings"):
+        train(root, "seg", tmp_path / "run", method="head", steps=3)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        (dict(task="pose"), "task='pose' must be 'seg'"),
+        (dict(image_size=100), "image_size=100 is not made of patches of 16 pixels: take 96 or 112"),
+        (dict(backbone="vit_tiny_patch16_244"), "has no model 'vit_tiny_patch16_244'"),
+        (dict(method="apple:r=4"), "there is no method 'apple'"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, how: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        train(write_photos(tmp_path / "photos"), how.pop("task", "seg"), tmp_path / "run", **how)
+    assert not (tmp_path / "run/data/config.py").exists()
+
+
+def test_files_that_do_not_predict_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint or delta"):
+        apla_mm.load(tmp_path / "no.pth")
+    path = tmp_path / "a.pth"
+    torch.save(dict(state_dict=dict(x=torch.zeros(1)), meta={}), path)
+    with pytest.raises(ValueError, match="holds no config: name it by config="):
+        apla_mm.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model = dict(type='subprocess.Popen', args=['touch', '{mark}'])", "is code of its author's"),
+        ("model = dict(type='EncoderDecoder', backbone=dict(type='os.system'))", "is code of its author's"),
+        ("custom_imports = dict(imports=['evil'])\nmodel = dict(type='EncoderDecoder')", "imports evil"),
+        ("default_scope = 'mmrotate'\nmodel = dict(type='X')", "scope 'mmrotate'"),
+    ],
+)
+def test_a_config_in_a_file_runs_nothing_of_its_authors(tmp_path: Path, text: str, expected: str) -> None:
+    mark = tmp_path / "mark"
+    scope = "" if "default_scope" in text else "default_scope = 'mmseg'\n"
+    meta = dict(cfg=scope + text.replace("{mark}", str(mark)))
+    torch.save(dict(state_dict=dict(x=torch.zeros(1)), meta=meta), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=expected):
+        apla_mm.load(tmp_path / "a.pth")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), b"no image"])
+def test_images_that_are_none_are_named(image: Any, tmp_path: Path) -> None:
+    from apla_mm.api.predictor import as_rgb
+
+    if isinstance(image, bytes):
+        (tmp_path / "a.jpg").write_bytes(image)
+        image = tmp_path / "a.jpg"
+    with pytest.raises(ValueError, match="expected|cannot be read"):
+        as_rgb(image)
+    with pytest.raises(FileNotFoundError, match="there is no image"):
+        as_rgb(tmp_path / "no.jpg")
+
+
+def test_a_recipe_takes_the_vits_own_patches_and_normalisation() -> None:
+    cfg = recipe("det", "vit_small_patch14_dinov2.lvd142m", 112)
+    assert cfg.model.rpn_head.anchor_generator.strides == [3.5, 7, 14, 28, 56]
+    assert cfg.model.neck.in_channels == 384 and cfg.model.backbone.global_blocks == (2, 5, 8, 11)
+    assert cfg.model.data_preprocessor.mean == pytest.approx([123.675, 116.28, 103.53])
+    seg = recipe("seg", "vit_large_patch16_dinov3.lvd1689m", None)
+    assert seg.model.backbone.out_indices == (20, 21, 22, 23) and seg.model.decode_head.channels == 4096
+    assert seg.model.data_preprocessor.size == (512, 512)
