@@ -28,6 +28,7 @@ COMMANDS = {
         "merge": "make a full checkpoint of a delta and its base",
         "make-base": "make a delta's base file from the weights that its config names",
         "publish": "write a checkpoint or a delta for others",
+        "card": "write a folder of one that a hub takes, with a card",
         "import-apla": "convert a checkpoint of the APLA authors' code",
         "import-eomt": "convert a published checkpoint of EoMT",
     },

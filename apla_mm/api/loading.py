@@ -15,6 +15,7 @@ from ..convert.config_text import read_config as settings_of
 from ..data.folders import datasets_of
 from ..delta import load_delta
 from ..delta.weights_file import Kind, kind_of
+from ..hub.fetch import SCHEME, fetch, weights_in
 from ..loading.base_from_config import provide_base
 from ..loading.checkpoint_reader import load_from_safetensors, read_checkpoint
 from .predictor import Predictor
@@ -29,7 +30,8 @@ def load(path: str | Path, *, config: str | Path | None = None, device: str | No
 
     Args:
         path: A checkpoint of training, or a delta, whose base file must be found, beside it or in ``bases``, or the
-            weights that its config names must be had.
+            weights that its config names must be had; or a folder with one of these, or ``hf://user/name`` of the
+            Hugging Face hub.
         config: Its config; None for the one in the file, of which only values are read and nothing is run.
         device: Such as ``'cuda:0'``; None for a GPU where there is one.
 
@@ -39,7 +41,9 @@ def load(path: str | Path, *, config: str | Path | None = None, device: str | No
             model's.
         DeltaError: It is a delta, and damaged, or its base was not found or is another one.
     """
-    path = Path(path)
+    path = fetch(str(path)) if str(path).startswith(SCHEME) else Path(path)
+    if path.is_dir():
+        path = weights_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint or delta '{path}' (looked in {Path.cwd()})")
     delta = kind_of(path) is Kind.DELTA
