@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +16,9 @@ class Prediction:
     Attributes:
         image: (H, W, 3) uint8, RGB.
         classes: Names.
-        label_map: A class for each pixel, int64 (H, W), of a segmentor; None of a detector.
+        label_map: A class for each pixel, int64 (H, W), of segmentors and panoptic models, -1 for none; None of others.
+        segments: Of a panoptic model, int64 (H, W): pixels of one object, or of one kind of stuff, have one number.
+        class_scores: Of a classifier, float32 (number of classes,), 0 to 1.
         boxes: (N, 4) float32 of a detector: left, top, right, bottom in pixels; the surest first.
         scores: (N,) float32, 0 to 1.
         labels: (N,) int64, a class of each box.
@@ -27,6 +29,8 @@ class Prediction:
     image: np.ndarray
     classes: tuple[str, ...]
     label_map: np.ndarray | None = None
+    segments: np.ndarray | None = None
+    class_scores: np.ndarray | None = None
     boxes: np.ndarray | None = None
     scores: np.ndarray | None = None
     labels: np.ndarray | None = None
@@ -35,7 +39,7 @@ class Prediction:
 
     @classmethod
     def of(cls, image: np.ndarray, sample: Any, classes: tuple[str, ...], palette: Any = None) -> "Prediction":
-        """Read a data sample of mmseg or mmdet.
+        """Read a data sample of mmseg, mmdet or mmpretrain.
 
         Args:
             image: (H, W, 3) uint8, RGB.
@@ -47,6 +51,15 @@ class Prediction:
         if "pred_sem_seg" in sample:
             labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.int64)
             return cls(image, classes, label_map=labels, palette=colours)
+        if "pred_panoptic_seg" in sample:
+            from mmdet.structures import INSTANCE_OFFSET
+
+            segments = sample.pred_panoptic_seg.sem_seg.squeeze(0).cpu().numpy().astype(np.int64)
+            labels = segments % INSTANCE_OFFSET
+            labels[labels >= len(classes)] = -1
+            return cls(image, classes, label_map=labels, segments=segments, palette=colours)
+        if "pred_score" in sample:
+            return cls(image, classes, class_scores=sample.pred_score.cpu().numpy(), palette=colours)
         found = sample.pred_instances.cpu()
         order = found.scores.argsort(descending=True, stable=True)
         masks = found.masks[order].numpy().astype(bool) if "masks" in found else None
@@ -70,9 +83,22 @@ class Prediction:
         if self.label_map is not None:
             assert self.palette is not None
             colours = self.palette[self.label_map % len(self.palette)]
-            mixed = (1 - opacity) * self.image + opacity * colours
+            share = np.where(self._edges() | (self.label_map < 0), 0.0, opacity)[..., None]
+            mixed = (1 - share) * self.image + share * colours
             return Image.fromarray(mixed.round().astype(np.uint8))
+        if self.class_scores is not None:
+            drawn = Image.fromarray(self.image)
+            ImageDraw.Draw(drawn).text((4, 4), self._named_scores(), fill="white", stroke_width=2, stroke_fill="black")
+            return drawn
         return self._draw_objects(threshold, opacity)
+
+    def _edges(self) -> np.ndarray:
+        """Where one segment of a panoptic model meets another, bool (H, W)."""
+        edges = np.zeros(self.image.shape[:2], bool)
+        if self.segments is not None:
+            edges[1:] |= self.segments[1:] != self.segments[:-1]
+            edges[:, 1:] |= self.segments[:, 1:] != self.segments[:, :-1]
+        return edges
 
     def _draw_objects(self, threshold: float, opacity: float) -> Image.Image:
         from mmengine.visualization import Visualizer
@@ -107,12 +133,19 @@ class Prediction:
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
         if self.label_map is not None:
-            found = ", ".join(self._name(label) for label in np.unique(self.label_map))
+            found = ", ".join(self._name(label) for label in np.unique(self.label_map) if label >= 0)
             return f"Prediction of {width} x {height} pixels: {found}"
+        if self.class_scores is not None:
+            return f"Prediction of {width} x {height} pixels: {self._named_scores()}"
         assert self.labels is not None and self.scores is not None
         surest = zip(self.labels[:3], self.scores[:3], strict=True)
         best = ", ".join(f"{self._name(label)} {score:.2f}" for label, score in surest)
         return f"Prediction of {width} x {height} pixels: {len(self.labels)} objects{f': {best}' if best else ''}"
+
+    def _named_scores(self) -> str:
+        assert self.class_scores is not None
+        best = np.argsort(-self.class_scores, kind="stable")[:3]
+        return ", ".join(f"{self._name(label)} {self.class_scores[label]:.2f}" for label in best)
 
     def _name(self, label: int) -> str:
         return self.classes[label] if label < len(self.classes) else str(label)

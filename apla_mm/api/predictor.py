@@ -23,8 +23,8 @@ class Predictor:
     """Predicts by a model as a test of its config would.
 
     Args:
-        model: A segmentor or detector in evaluation mode.
-        scope: ``'mmseg'`` or ``'mmdet'``.
+        model: A segmentor, detector or classifier in evaluation mode.
+        scope: ``'mmseg'``, ``'mmdet'`` or ``'mmpretrain'``.
         pipeline: The config's, of a test.
         classes: Names.
         palette: RGB of each class, or None.
@@ -46,7 +46,7 @@ class Predictor:
             )
         with DefaultScope.overwrite_default_scope(scope):
             import_module(f"{scope}.datasets.transforms")
-            self._prepare = Compose([dict(type=f"{scope}.LoadImageFromNDArray"), *rest])
+            self._prepare = Compose(rest)
 
     def predict(self, image: ImageLike) -> Prediction:
         """Predict for an image.
@@ -63,7 +63,9 @@ class Predictor:
         """
         pixels = as_rgb(image)
         with DefaultScope.overwrite_default_scope(self._scope), torch.no_grad():
-            data = self._prepare(dict(img=np.ascontiguousarray(pixels[..., ::-1]), img_id=0))
+            size = pixels.shape[:2]
+            image_as_loaded = dict(img=np.ascontiguousarray(pixels[..., ::-1]), img_shape=size, ori_shape=size)
+            data = self._prepare(dict(image_as_loaded, img_path=None, img_id=0))
             batch = dict(inputs=[data["inputs"]], data_samples=[data["data_samples"]])
             (sample,) = self.model.test_step(batch)
         return Prediction.of(pixels, sample, self.classes, self.palette)

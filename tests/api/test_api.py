@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 import apla_mm
+from apla_mm.api.prediction import Prediction
 from apla_mm.api.recipe import recipe
 from apla_mm.options.command_line import build_runner, load_config
 
@@ -80,6 +82,34 @@ def test_a_detector_of_a_folder_predicts_boxes_and_masks(tmp_path: Path) -> None
     assert len(found.boxes) == len(found.scores) == len(found.labels) == len(found.masks) > 0
     assert found.masks.shape[1:] == (48, 64) and (np.diff(found.scores) <= 0).all()
     assert found.draw(threshold=0.0).size == (64, 48)
+
+
+def test_a_panoptic_model_gives_segments_and_a_classifier_scores(
+    tmp_path: Path, classification_config: Any, folders_root: Path
+) -> None:
+    build_runner(classification_config).train()
+    save = tmp_path / "classifier.pth"
+    runner = build_runner(classification_config)
+    meta = dict(cfg=classification_config.pretty_text, dataset_meta=dict(classes=("dark", "light", "red")))
+    torch.save(dict(state_dict=runner.model.state_dict(), meta=meta), save)
+    image = next((folders_root / "val").rglob("*.jpg"))
+    found = apla_mm.load(save, device="cpu").predict(image)
+    assert found.class_scores is not None and found.class_scores.sum() == pytest.approx(1, abs=1e-4)
+    assert found.draw().size == Image.open(image).size and "dark" in repr(found)
+    assert found.label_map is None and found.boxes is None
+
+    ids = torch.tensor([[[0, 0, 1001], [2, 3, 1001]]])
+    sample = dict(pred_panoptic_seg=SimpleNamespace(sem_seg=ids))
+    panoptic = Prediction.of(np.zeros((2, 3, 3), np.uint8), AttributeDict(sample), ("disc", "square", "ground"))
+    assert panoptic.label_map.tolist() == [[0, 0, 1], [2, -1, 1]] and panoptic.segments.tolist() == ids[0].tolist()
+    assert panoptic.draw().size == (3, 2) and repr(panoptic).endswith("disc, square, ground")
+
+
+class AttributeDict(dict):
+    """As mmdet's samples: parts are attributes, and are in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
 
 
 def test_a_run_that_was_cut_off_goes_on_and_another_is_refused(tmp_path: Path) -> None:
