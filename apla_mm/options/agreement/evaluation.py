@@ -19,7 +19,8 @@ _PROPOSALS = ("AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@100
 def rules_of(used: Sequence[str]) -> list[Callable[[Config], Iterator[Problem]]]:
     """The rules for the evaluators of these data loaders."""
     names = [loader for loader in used if loader != "train_dataloader"]
-    return [partial(rule, loader) for loader in names for rule in (metrics_are_known, masks_are_predicted, labels)]
+    rules = (metrics_are_known, masks_are_predicted, best_of_more_classes, labels)
+    return [partial(rule, loader) for loader in names for rule in rules]
 
 
 def scores_of(cfg: Config) -> list[str] | None:
@@ -128,6 +129,16 @@ def masks_are_predicted(loader: str, cfg: Config) -> Iterator[Problem]:
             what = "'segm' scores masks, and no part of the model predicts any"
             rest = [metric for metric in metrics if metric != "segm"]
             yield Problem(f"{key}.metric", what, {f"{key}.metric": rest[0] if len(rest) == 1 else rest or "bbox"})
+
+
+def best_of_more_classes(loader: str, cfg: Config) -> Iterator[Problem]:
+    """Mmpretrain finds at its first scores that there are fewer classes than the best so many that it looks at."""
+    classes = find(cfg, "model.head.num_classes")
+    for key, evaluator in keyed(cfg, loader.replace("dataloader", "evaluator")):
+        best = as_list(evaluator.get("topk", (1,))) if kind(evaluator) == "Accuracy" else []
+        if isinstance(classes, int) and any(isinstance(k, int) and k > classes for k in best):
+            what = f"{tuple(best)}, and there are {classes} classes"
+            yield Problem(f"{key}.topk", what, {f"{key}.topk": tuple(k for k in best if k <= classes) or (1,)})
 
 
 def labels(loader: str, cfg: Config) -> Iterator[Problem]:

@@ -39,6 +39,7 @@ CLS_CASES: list[tuple[Path, list[str], str, bool]] = [
     (CLS, [f"{BEST}=accuracy/top5"], BEST, ERROR),
     (CLS, ["val_evaluator.topk=(5,)"], BEST, ERROR),
     (CLS, [f"{BEST}=accuracy"], BEST, ERROR),
+    (CLS, ["model.head.num_classes=3", "val_evaluator.topk=(1,5)"], "val_evaluator.topk", ERROR),
     (CLS, [f"{MEAN}=127.5,127.5,127.5"], MEAN, WARNING),
     (CLS, ["model.data_preprocessor.to_rgb=False"], "model.data_preprocessor.to_rgb", WARNING),
     (CLS, ["model.head.in_channels=384"], "model.head.in_channels", ERROR),
