@@ -78,7 +78,7 @@ def test_options_reach_the_evaluator(config: Path) -> None:
 
 
 def test_file_for_predictions_must_be_a_pickle(config: Path) -> None:
-    with pytest.raises(SystemExit, match=r"--out of a detection config must be a \.pkl file, and is predictions"):
+    with pytest.raises(SystemExit, match=r"--out of a config of mmdet must be a \.pkl file, and is predictions"):
         run(config, "--out", "predictions")
 
 
