@@ -295,7 +295,7 @@ def test_amp_of_a_detector_leaves_its_heads_in_float32() -> None:
         (
             train_command,
             ["--amp"],
-            "--amp needs an optim_wrapper of type OptimWrapper, and the config's is ApexOptimWrapper",
+            "--amp: mixed precision needs an optim_wrapper of type OptimWrapper, and it is ApexOptimWrapper",
         ),
         (train_command, ["--auto-scale-lr"], r"--auto-scale-lr needs auto_scale_lr=dict\(base_batch_size"),
         (test_command, ["c.pth", "--tta"], "--tta needs tta_model and tta_pipeline"),

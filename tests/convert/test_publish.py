@@ -60,7 +60,7 @@ def test_what_cannot_be_published(trained, delta, tmp_path, run_tool):
     with pytest.raises(SystemExit, match="publish it under the name that it has"):
         run_tool("publish", base, tmp_path / "out/x")
     torch.save({"state_dict": {"attn.proj_weight1": torch.ones(1, 2)}}, tmp_path / "authors.pth")
-    with pytest.raises(SystemExit, match="import_apla"):
+    with pytest.raises(SystemExit, match="import-apla"):
         run_tool("publish", tmp_path / "authors.pth", tmp_path / "out/x")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(delta.read_bytes()[:-7])

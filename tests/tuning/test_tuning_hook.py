@@ -279,7 +279,11 @@ REFUSED = [
     (dict(method=LORA), dict(custom_hooks=[dict(EMA, begin_iter=1)]), "LoRA adds parameters, .*leave begin_iter"),
     (dict(method="head"), dict(custom_hooks=[dict(type="TuningHook", method="full")]), "a run has one TuningHook"),
     (dict(method="bitfit"), dict(cfg=dict(activation_checkpointing=["backbone"])), "recompute='block'.* saves memory"),
-    (dict(method="bitfit"), dict(cfg=dict(method="bitfit")), "method='bitfit' in the config is read by this package's"),
+    (
+        dict(method="bitfit"),
+        dict(cfg=dict(method="bitfit")),
+        "method='bitfit' in the config is read by apla-mm train alone",
+    ),
 ]
 
 

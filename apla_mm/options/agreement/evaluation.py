@@ -11,7 +11,8 @@ from .model import predicts_masks
 from .problems import Problem, as_list, find, keyed, kind, parts
 
 _IOU = {"mIoU": ("mIoU", "mAcc"), "mDice": ("mDice", "mAcc"), "mFscore": ("mFscore", "mPrecision", "mRecall")}
-_PREFIXES = {"CocoMetric": "coco", "Accuracy": "accuracy"}
+_PREFIXES = {"CocoMetric": "coco", "CocoPanopticMetric": "coco_panoptic", "Accuracy": "accuracy"}
+_PANOPTIC = tuple(f"{quality}{of}" for of in ("", "_th", "_st") for quality in ("PQ", "SQ", "RQ"))
 _COCO = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 _PROPOSALS = ("AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000")
 
@@ -27,7 +28,7 @@ def scores_of(cfg: Config) -> list[str] | None:
     """The names of the scores that validation gives, the most telling first; None if a metric is not known here."""
     names: list[str] = []
     for evaluator in evaluators_of(cfg, "val_dataloader"):
-        given = {"IoUMetric": _iou_scores, "CocoMetric": _coco_scores, "Accuracy": _accuracies}.get(kind(evaluator))
+        given = _SCORES.get(kind(evaluator))
         if given is None:
             return None
         if not evaluator.get("format_only"):
@@ -97,6 +98,14 @@ def scores_are_given(cfg: Config) -> Iterator[Problem]:
 def _is_given(name: str, scores: Sequence[str], cfg: Config) -> bool:
     classwise = any(evaluator.get("classwise") for evaluator in evaluators_of(cfg, "val_dataloader"))
     return name in scores or (classwise and name.endswith("_precision"))
+
+
+_SCORES: Mapping[str, Callable[[Mapping[str, Any]], Sequence[str]]] = {
+    "IoUMetric": _iou_scores,
+    "CocoMetric": _coco_scores,
+    "CocoPanopticMetric": lambda evaluator: _PANOPTIC,
+    "Accuracy": _accuracies,
+}
 
 
 def _hooks(cfg: Config, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
