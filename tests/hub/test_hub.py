@@ -13,6 +13,7 @@ from helpers.small_configs import segmentation_config
 
 import apla_mm
 from apla_mm.__main__ import main
+from apla_mm.convert.config_text import read_config
 from apla_mm.delta import load_delta
 from apla_mm.hub import fetch, weights_in, write_folder
 from apla_mm.options.command_line import build_runner
@@ -51,9 +52,8 @@ def test_a_folder_holds_what_others_need_and_predicts_alike(run: Path, tmp_path:
         assert settings["pipeline_tag"] == "image-segmentation" and settings["library_name"] == "apla_mm"
         for told in ("three scenes", "`apla-mm train x.py`", "mIoU", "EncoderDecoder", weights_in(out).name):
             assert told in page
-        assert (out / "config.py").read_text().startswith("auto_scale_lr") or "model = dict" in (
-            out / "config.py"
-        ).read_text()
+        settings = read_config((out / "config.py").read_text())
+        assert settings["model"]["type"] == "EncoderDecoder" and settings["default_scope"] == "mmseg"
     header = load_delta(weights_in(tmp_path / "model0")).header
     assert header.fingerprint in (tmp_path / "model0/README.md").read_text()
     assert len(list((tmp_path / "model0").glob("base-*.safetensors"))) == 1

@@ -82,7 +82,7 @@ def test_transformers_of_detectors_adapt(name: str, parts: dict[str, int]) -> No
         sum(losses.values()).backward()
         results.append(losses)
     # Mask2Former's attention sees what earlier masks are of, to a threshold, which rounding passes in a pixel or two
-    tolerance = 2e-2 if name.startswith("mask2former") else 1e-4
+    tolerance, slack = (2e-2, 0.2) if name.startswith("mask2former") else (1e-4, 1e-4)
     for key, loss in results[0].items():
         torch.testing.assert_close(results[1][key], loss, rtol=tolerance, atol=1e-5)
     found = {n: m for n, m in adapted.named_modules() if isinstance(m, PartialLinear)}
@@ -90,5 +90,5 @@ def test_transformers_of_detectors_adapt(name: str, parts: dict[str, int]) -> No
     for key, module in found.items():
         gradient = plain.get_parameter(f"{key}.weight").grad
         difference = module.trained.weight.grad - gradient[module.trained.channels]
-        assert difference.norm() <= 10 * tolerance * gradient.norm()
+        assert difference.norm() <= slack * gradient.norm()
     assert sum(plain.get_parameter(f"{key}.weight").grad.any() for key in found) > len(found) // 2  # DETR begins at 0
