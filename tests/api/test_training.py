@@ -16,7 +16,6 @@ from PIL import Image
 
 import apla_mm
 from apla_mm.api.prediction import Prediction
-from apla_mm.api.recipe import recipe
 from apla_mm.options.command_line import build_runner, load_config
 
 pytestmark = pytest.mark.slow
@@ -134,54 +133,3 @@ def test_what_is_wrong_is_named(tmp_path: Path, how: dict[str, Any], expected: s
     with pytest.raises(ValueError, match=expected):
         train(write_photos(tmp_path / "photos"), how.pop("task", "seg"), tmp_path / "run", **how)
     assert not (tmp_path / "run/data/config.py").exists()
-
-
-def test_files_that_do_not_predict_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint or delta"):
-        apla_mm.load(tmp_path / "no.pth")
-    path = tmp_path / "a.pth"
-    torch.save(dict(state_dict=dict(x=torch.zeros(1)), meta={}), path)
-    with pytest.raises(ValueError, match="holds no config: name it by config="):
-        apla_mm.load(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("model = dict(type='subprocess.Popen', args=['touch', '{mark}'])", "is code of its author's"),
-        ("model = dict(type='EncoderDecoder', backbone=dict(type='os.system'))", "is code of its author's"),
-        ("custom_imports = dict(imports=['evil'])\nmodel = dict(type='EncoderDecoder')", "imports evil"),
-        ("default_scope = 'mmrotate'\nmodel = dict(type='X')", "scope 'mmrotate'"),
-    ],
-)
-def test_a_config_in_a_file_runs_nothing_of_its_authors(tmp_path: Path, text: str, expected: str) -> None:
-    mark = tmp_path / "mark"
-    scope = "" if "default_scope" in text else "default_scope = 'mmseg'\n"
-    meta = dict(cfg=scope + text.replace("{mark}", str(mark)))
-    torch.save(dict(state_dict=dict(x=torch.zeros(1)), meta=meta), tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=expected):
-        apla_mm.load(tmp_path / "a.pth")
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), b"no image"])
-def test_images_that_are_none_are_named(image: Any, tmp_path: Path) -> None:
-    from apla_mm.api.predictor import as_rgb
-
-    if isinstance(image, bytes):
-        (tmp_path / "a.jpg").write_bytes(image)
-        image = tmp_path / "a.jpg"
-    with pytest.raises(ValueError, match="expected|cannot be read"):
-        as_rgb(image)
-    with pytest.raises(FileNotFoundError, match="there is no image"):
-        as_rgb(tmp_path / "no.jpg")
-
-
-def test_a_recipe_takes_the_vits_own_patches_and_normalisation() -> None:
-    cfg = recipe("det", "vit_small_patch14_dinov2.lvd142m", 112)
-    assert cfg.model.rpn_head.anchor_generator.strides == [3.5, 7, 14, 28, 56]
-    assert cfg.model.neck.in_channels == 384 and cfg.model.backbone.global_blocks == (2, 5, 8, 11)
-    assert cfg.model.data_preprocessor.mean == pytest.approx([123.675, 116.28, 103.53])
-    seg = recipe("seg", "vit_large_patch16_dinov3.lvd1689m", None)
-    assert seg.model.backbone.out_indices == (20, 21, 22, 23) and seg.model.decode_head.channels == 4096
-    assert seg.model.data_preprocessor.size == (512, 512)
