@@ -1,6 +1,7 @@
 """Finds which format a folder's data are in."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..data.reading import DataError
@@ -8,8 +9,10 @@ from .coco import find_coco
 from .files import Files
 from .found import FoundData
 from .objects import Source
+from .seg_pairs import find_pairs
 from .segmentation import find_segmentation
 from .voc import find_voc
+from .voc_lists import find_voc_pairs
 from .yolo import find_yolo
 
 _LOOKED_FOR = {
@@ -71,10 +74,20 @@ def find_data(
             )
     if found is None:
         raise DataError(
-            f"in '{files.root}' there are no data for task='{task}'. Looked for: {_LOOKED_FOR[task]}. There are: "
-            f"{files.summary()}"
+            f"in '{files.root}' there are no data for task='{task}'{_other_task(files, task)}. Looked for: "
+            f"{_LOOKED_FOR[task]}. There are: {files.summary()}"
         )
     return found
+
+
+def _other_task(files: Files, task: str) -> str:
+    """What is said where there are data for the other task."""
+    with suppress(DataError):
+        if task == "seg" and (sources := _sources(files, None)):
+            return f", but for task='det', in {sources[0].format}"
+        if task == "det" and (find_voc_pairs(files) or find_pairs(files)):
+            return ", but for task='seg', images and label maps"
+    return ""
 
 
 def _sources(files: Files, classes: Sequence[str] | None) -> list[Source]:

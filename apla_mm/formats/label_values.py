@@ -106,5 +106,5 @@ def _in_colour(path: str, mode: str, array: np.ndarray) -> str:
     more = f" and {len(found) - len(order):,} more" if len(found) > len(order) else ""
     return (
         f"the label map '{path}' is in colour ({mode}), with the colours {shown}{more}: {_CONVERT}, such as 0 for the "
-        "first colour and 1 for the second; what each colour means is in the data set's description"
+        "first colour and 1 for the second; or add a file class_dict.csv with the columns name, r, g, b"
     )

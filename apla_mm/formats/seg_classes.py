@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from ..data.reading import DataError
 from ..text import first_few
+from .class_files import ClassFile
 from .coco import coco_files
 from .files import Files
 from .label_values import LabelValues
@@ -13,7 +14,6 @@ from .label_values import LabelValues
 _IGNORED = 255
 _MOST_UNNAMED = 64  # labels in one label map, of classes that nothing names
 _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # ids of the 19 classes
-_NAMES_FILES = ("classes.txt", "labels.txt", "class_names.txt")
 
 
 @dataclass
@@ -38,7 +38,12 @@ class SegClasses:
 
 
 def name_classes(
-    files: Files, values: LabelValues, maps: Sequence[str], classes: Sequence[str] | None, voc: bool
+    files: Files,
+    values: LabelValues,
+    maps: Sequence[str],
+    classes: Sequence[str] | None,
+    voc: bool,
+    table: ClassFile | None = None,
 ) -> SegClasses:
     """Name the classes of label maps.
 
@@ -48,6 +53,7 @@ def name_classes(
         maps: Their paths.
         classes: Names, where the files have none; or those to be learned of the files' names.
         voc: They lie as Pascal VOC's do.
+        table: The file that names the classes.
 
     Raises:
         DataError: Names and labels do not fit.
@@ -59,9 +65,9 @@ def name_classes(
     if not labels:
         raise DataError("all pixels of all label maps are 255, which is ignored: there is nothing to learn")
     _check_not_blended(values, files)
-    found = _known(files, maps, labels, voc)
+    found = _known(maps, labels, voc and table is None)
     if found is None or not set(classes or ()) <= set(found.names):
-        source, names = _names_of_files(files)
+        source, names = _names_of_files(files, table)
         if names and classes is not None and not set(classes) <= set(names):
             raise DataError(
                 f"classes={list(classes)} are none of {source}, {first_few(names, 20)}: expected some of these"
@@ -94,13 +100,13 @@ def _check_not_blended(values: LabelValues, files: Files) -> None:
         )
 
 
-def _known(files: Files, maps: Sequence[str], labels: list[int], voc: bool) -> SegClasses | None:
+def _known(maps: Sequence[str], labels: list[int], voc: bool) -> SegClasses | None:
     """The classes of well-known data sets, by their names of files."""
     from mmseg.datasets import CityscapesDataset, PascalVOCDataset
 
     stems = [PurePosixPath(path).stem for path in maps]
     cityscapes = list(CityscapesDataset.METAINFO["classes"])
-    if voc and max(labels) <= 20 and not _own_names(files):
+    if voc and max(labels) <= 20:
         names = list(PascalVOCDataset.METAINFO["classes"])
         return SegClasses(names, list(range(21)), notes=["The classes are Pascal VOC's 21, by the names of folders."])
     if all("_gt" in stem and stem.endswith("_labelTrainIds") for stem in stems) and max(labels) < 19:
@@ -116,18 +122,10 @@ def _known(files: Files, maps: Sequence[str], labels: list[int], voc: bool) -> S
     return None
 
 
-def _own_names(files: Files) -> list[str]:
-    return [path for path in files.paths if PurePosixPath(path).name.lower() in _NAMES_FILES]
-
-
-def _names_of_files(files: Files) -> tuple[str, list[str]]:
+def _names_of_files(files: Files, table: ClassFile | None) -> tuple[str, list[str]]:
     """Where class names are, and the names; none if there are none."""
-    listed = _own_names(files)
-    contents = {path: names_in(files, path) for path in listed}
-    if len({tuple(names) for names in contents.values()}) > 1:
-        raise DataError(f"{' and '.join(map(repr, listed))} name different classes: leave one of them")
-    if listed:
-        return f"'{listed[0]}'", contents[listed[0]]
+    if table is not None:
+        return f"'{table.path}'", list(table.names)
     for path in files.with_suffix(".txt"):
         if PurePosixPath(path).name == "objectInfo150.txt":
             return f"'{path}'", _object_info(files, path)
@@ -136,28 +134,6 @@ def _names_of_files(files: Files) -> tuple[str, list[str]]:
         if [category["id"] for category in categories] == list(range(1, len(categories) + 1)):
             return f"'{coco.path}'", ["background", *(category["name"] for category in categories)]
     return "", []
-
-
-def names_in(files: Files, path: str) -> list[str]:
-    """The class names in a file, one a line; what numbers them is left out.
-
-    Raises:
-        DataError: It is no text in UTF-8, or has a name twice.
-    """
-    try:
-        lines = (files.root / path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{files.full(path)}' is no UTF-8: {error.reason} in place {error.start:,}") from error
-    names = [line.strip() for line in lines if line.strip()]
-    numbers = [name.replace(":", " ").replace(",", " ").split(maxsplit=1) for name in names]
-    if names and all(len(pair) == 2 and pair[0] == str(i) for i, pair in enumerate(numbers)):
-        names = [pair[1].strip() for pair in numbers]
-    if names[:1] == ["__ignore__"]:  # LabelMe's name of what has no class
-        names = names[1:]
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise DataError(f"'{files.full(path)}' has the class '{twice}' twice: expected each once, one a line")
-    return names
 
 
 def _object_info(files: Files, path: str) -> list[str]:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..text import quoted
+from .class_files import class_file
+from .colours import index_maps
 from .files import Files, split_folder_words
 from .found import FoundData
 from .label_values import read_labels
@@ -37,8 +39,16 @@ def find_segmentation(
     names = {split: [image for image, _ in ones] for split, ones in pairs.pairs.items()}
     used, notes = train_and_val(pairs.pairs, names, held_out, seed)
     maps = [label_map for ones in used.values() for _, label_map in ones]
-    values = read_labels(files, maps)
-    found = name_classes(files, values, maps, classes, voc is not None)
+    table = class_file(files)
+    made = index_maps(files, maps, table, into / "label_maps")
+    if made:
+        by = f", by '{table.path}'" if table is not None and table.colours is not None else ""
+        notes.append(
+            f"Label maps in colour are made ones of class indices{by}, in '{into / 'label_maps'}' ({len(made):,})."
+        )
+        used = {split: [(image, made.get(one, one)) for image, one in ones] for split, ones in used.items()}
+    values = read_labels(files, [made.get(one, one) for one in maps])
+    found = name_classes(files, values, maps, classes, voc is not None, table)
     if values.deep:
         notes.append(
             f"Label maps of more than 8 bits are read, as their labels fit 8 ({len(values.deep):,}): "
@@ -53,7 +63,7 @@ def find_segmentation(
         *found.notes,
         f"{lists} list the {len(used['train']):,} images of training, {len(used['val']):,} of validation.",
     ]
-    return FoundData(_format(voc, pairs, used), "seg", tuple(found.chosen), tuple(told), sets)
+    return FoundData(_format(voc, maps), "seg", tuple(found.chosen), tuple(told), sets)
 
 
 def _dataset(files: Files, path: Path, ones: Sequence[tuple[str, str]], found: SegClasses) -> dict[str, Any]:
@@ -68,10 +78,9 @@ def _dataset(files: Files, path: Path, ones: Sequence[tuple[str, str]], found: S
     )
 
 
-def _format(voc: Pairs | None, pairs: Pairs, used: dict[str, list[tuple[str, str]]]) -> str:
+def _format(voc: Pairs | None, label_maps: Sequence[str]) -> str:
     if voc is not None:
         return "Pascal VOC's format"
-    label_maps = [label_map for ones in used.values() for _, label_map in ones]
     if all(path.endswith(("_labelIds.png", "_labelTrainIds.png")) and "_gt" in path for path in label_maps):
         return "Cityscapes' format"
     words = split_folder_words(label_maps)

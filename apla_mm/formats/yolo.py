@@ -10,9 +10,9 @@ import yaml
 
 from ..data.reading import DataError
 from ..text import first_few, quoted
+from .class_files import names_in
 from .files import Files, one_of, split_of
 from .objects import LabelledImage, ObjectSource
-from .seg_classes import names_in
 
 _TOLERANCE = 0.01  # of an image's side, by which a coordinate may be outside of it
 _NAMES_FILES = ("classes.txt", "obj.names", "labels.txt")

@@ -25,6 +25,13 @@ def test_where_nothing_is_found_what_is_there_is_listed(tmp_path: Path, task: st
     assert not (tmp_path / "made").exists()
 
 
+def test_data_for_the_other_task_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data for task='seg', but for task='det', in COCO's format"):
+        find_data(write_coco(tmp_path / "coco"), "seg", tmp_path / "made")
+    with pytest.raises(DataError, match="no data for task='det', but for task='seg', images and label maps"):
+        find_data(write_scenes(tmp_path / "scenes"), "det", tmp_path / "made")
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
