@@ -65,7 +65,10 @@ def weights_of_another(cfg: Config, tmp_path: Path) -> None:
             lambda cfg, root: cfg.optim_wrapper.optimizer.update(type="AdamWW"),
             "there is no optimizer 'AdamWW'; .*AdamW",
         ),
-        (lambda cfg, root: cfg.optim_wrapper.optimizer.update(lr=-1.0), "run: Invalid learning rate: -1.0"),
+        (
+            lambda cfg, root: cfg.optim_wrapper.optimizer.update(lr=-1.0),
+            "settings: optim_wrapper.optimizer.lr: AdamW does not take -1.0: Invalid",
+        ),
     ],
 )
 def test_what_will_not_train_is_named(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmengine.config import Config
 
 from ...data.folders import LOADERS
-from . import datasets, evaluation, loaders, model, preprocessing, schedule
+from . import datasets, evaluation, loaders, model, optimizer, preprocessing, schedule
 from .problems import Problem
 
 
@@ -28,7 +28,13 @@ def find_problems(cfg: Config, used: Sequence[str] = LOADERS) -> list[Problem]:
         *evaluation.rules_of(used),
     ]
     if "train_dataloader" in used:
-        rules += [*schedule.RULES, *evaluation.TRAINING_RULES, *preprocessing.TRAINING_RULES, *model.TRAINING_RULES]
+        rules += [
+            *optimizer.RULES,
+            *schedule.RULES,
+            *evaluation.TRAINING_RULES,
+            *preprocessing.TRAINING_RULES,
+            *model.TRAINING_RULES,
+        ]
     return [problem for rule in rules for problem in rule(cfg)]
 
 

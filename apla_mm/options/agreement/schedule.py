@@ -1,11 +1,9 @@
 """The length of training, and what is counted in iterations or epochs of it."""
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import OPTIMIZERS
 from mmengine.runner import find_latest_checkpoint
 
 from .loaders import by_epoch
@@ -165,18 +163,7 @@ def resumes_from_one_place(cfg: Config) -> Iterator[Problem]:
         yield Problem("load_from", what, hint="to go on from the latest give --resume, and no path", error=False)
 
 
-def optimizer_is_known(cfg: Config) -> Iterator[Problem]:
-    """Mmengine's constructor does not say which optimizer it has not found."""
-    key = "optim_wrapper.optimizer.type"
-    name = find(cfg, key)
-    if not isinstance(name, str) or OPTIMIZERS.get(name) is not None:
-        return
-    near = get_close_matches(name, OPTIMIZERS.module_dict, n=1)
-    yield Problem(key, f"there is no optimizer '{name}'", {key: near[0]} if near else {})
-
-
 RULES = [
-    optimizer_is_known,
     counted_by_epochs,
     schedules_fit_training,
     validation_is_reached,

@@ -64,6 +64,13 @@ CASES: list[tuple[Path, list[str], str, bool]] = [
     (DET, ["val_evaluator.metric_items=[mAP_50]"], BEST, ERROR),
     (RETINA, ["val_evaluator.metric=[bbox,segm]"], "val_evaluator.metric", ERROR),
     (RETINA, ["test_evaluator.metric=segm"], "test_evaluator.metric", ERROR),
+    # the optimizer
+    (SEG, ["optim_wrapper.optimizer.type=AdamWW"], "optim_wrapper.optimizer.type", ERROR),
+    (SEG, ["optim_wrapper.optimizer.lr=-1e-3"], "optim_wrapper.optimizer.lr", ERROR),
+    (SEG, ["optim_wrapper.optimizer.lr=high"], "optim_wrapper.optimizer.lr", ERROR),
+    (SEG, ["optim_wrapper.optimizer.momentum=0.9"], "optim_wrapper.optimizer.momentum", ERROR),
+    (SEG, ["optim_wrapper.optimizer.betas=(0.9,)"], "optim_wrapper.optimizer.betas", ERROR),
+    (SEG, ["optim_wrapper.optimizer.weight_decay=-0.1"], "optim_wrapper.optimizer.weight_decay", ERROR),
     # images
     (SEG, [f"{MEAN}=123.675,116.28,103.53"], MEAN, WARNING),
     (SEG, [f"{STD}=58.395,57.12,57.375"], STD, WARNING),
