@@ -16,10 +16,10 @@ from mmengine.registry import (
 from timm.layers import LayerNorm2d
 from wrapt import when_imported
 
-from .compare.image_areas import ImageAreas
-from .compare.image_hits import ImageHits
-from .compare.nearest_neighbours_loop import NearestNeighboursLoop
-from .compare.record_hook import RecordHook
+from .compare.probes.nearest_neighbours_loop import NearestNeighboursLoop
+from .compare.scores.image_areas import ImageAreas
+from .compare.scores.image_hits import ImageHits
+from .compare.trials.record_hook import RecordHook
 from .data.data_check_hook import DataCheckHook
 from .loading import checkpoint_reader  # noqa: F401  a loader, under a name of its own
 from .loading.checkpoint_reader_hook import CheckpointReaderHook

@@ -17,9 +17,9 @@ from mmengine.config import Config
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..compare.comparison import Comparison
-from ..compare.launch import Launcher, visible_gpus
 from ..compare.report import write_report
-from ..compare.study import HEAD, Study
+from ..compare.trials.launch import Launcher, visible_gpus
+from ..compare.trials.study import HEAD, Study
 from ..config_files import config_argument
 from ..options.command_line import add_common_arguments, load_config
 from ..options.launching import end_process

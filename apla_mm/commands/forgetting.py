@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from ..compare.forgetting import forgetting
-from ..compare.probe import probe_data
+from ..compare.probes.forgetting import forgetting
+from ..compare.probes.probe import probe_data
 from ..delta.atomic_file import write_atomic
 from . import command_parser
 

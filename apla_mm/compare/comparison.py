@@ -13,10 +13,10 @@ from mmengine.config import Config
 from ..delta.atomic_file import write_atomic
 from ..methods import read_method
 from ..text import quoted
-from .run_trial import FAILED, SCORED, TRAINED, run_trial
-from .splits import Split, draw_fraction, hold_out
-from .study import Scores, Study
-from .trial import PREDICTIONS, Trial, annotations_of_test, for_final, for_search, items_of, set_rates
+from .trials.run_trial import FAILED, SCORED, TRAINED, run_trial
+from .trials.splits import Split, draw_fraction, hold_out
+from .trials.study import Scores, Study
+from .trials.trial import PREDICTIONS, Trial, annotations_of_test, for_final, for_search, items_of, set_rates
 
 STUDY = "study.json"
 

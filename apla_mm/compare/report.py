@@ -16,14 +16,14 @@ import numpy as np
 
 from ..delta.atomic_file import write_atomic
 from ..text import format_bytes, table
-from .average_precision import average_precision
-from .bootstrap import Difference, ScoreOf, accuracy, difference, mean_iou
 from .comparison import Comparison
-from .predictions import boxes_figure, predictions_figure
-from .run_trial import FAILED, TRAINED
-from .search import at_edge
-from .study import HEAD, Scores
-from .trial import AREAS, HITS, PREDICTIONS
+from .scores.average_precision import average_precision
+from .scores.bootstrap import Difference, ScoreOf, accuracy, difference, mean_iou
+from .scores.predictions import boxes_figure, predictions_figure
+from .trials.run_trial import FAILED, TRAINED
+from .trials.search import at_edge
+from .trials.study import HEAD, Scores
+from .trials.trial import AREAS, HITS, PREDICTIONS
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..data.coco_check import check_annotations
-from ..data.coco_file import CocoFile
+from ..data.coco.check import check_annotations
+from ..data.coco.file import CocoFile
 from ..data.reading import DataError, read_image
 from ..delta.atomic_file import write_atomic
 

@@ -15,17 +15,17 @@ from mmengine.runner import Runner
 from ..processes import in_every_process
 from ..text import quoted
 from .class_images import check_class_images, counts_of_classes, is_classified, labels_of
-from .coco_check import check_annotations, check_images, is_coco
+from .coco.check import check_annotations, check_images, is_coco
+from .coco.object_counts import ObjectCounts
+from .coco.panoptic_check import PanopticMap, check_maps, check_panoptic_file, is_panoptic
+from .coco.panoptic_file import PanopticFile
 from .folders import dataset_class, datasets_of, evaluators_of
-from .heads import heads_of
-from .label_counts import LabelCounts
+from .labels.heads import heads_of
+from .labels.label_counts import LabelCounts
+from .labels.segmentation_check import SegmentationCheck
 from .left_out import images_not_listed
-from .object_counts import ObjectCounts
-from .panoptic_check import PanopticMap, check_maps, check_panoptic_file, is_panoptic
-from .panoptic_file import PanopticFile
 from .pipelines import steps_of
 from .reading import DataError
-from .segmentation_check import SegmentationCheck
 
 
 class DataCheckHook(Hook):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .heads import heads_of
+from .labels.heads import heads_of
 
 
 def synthetic_batch(model: Any, size: int, batch_size: int, seed: int = 0) -> dict[str, Any]:

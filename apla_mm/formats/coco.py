@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..data.coco_file import CocoFile
+from ..data.coco.file import CocoFile
 from ..data.reading import DataError
 from ..data.text_files import decoded_json
 from ..text import quoted

@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..data.folders import LOADERS
-from ..data.heads import is_in_head, is_other_type
+from ..data.labels.heads import is_in_head, is_other_type
 from .image_size import set_classified_size, set_image_size
 from .masks import set_masks
 from .pipelines import pipelines_by_name, set_pipelines_by_name

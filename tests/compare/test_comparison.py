@@ -10,8 +10,8 @@ import pytest
 from mmengine.config import Config
 
 from apla_mm.compare.comparison import Comparison, seeded
-from apla_mm.compare.study import Study
-from apla_mm.compare.trial import Trial
+from apla_mm.compare.trials.study import Study
+from apla_mm.compare.trials.trial import Trial
 from apla_mm.options.method import take_method
 
 

@@ -12,8 +12,8 @@ from mmengine.config import Config
 
 from apla_mm.compare.comparison import Comparison
 from apla_mm.compare.report import Row, _plots, differences, rows_of, write_report
-from apla_mm.compare.study import Study
-from apla_mm.compare.trial import Trial
+from apla_mm.compare.trials.study import Study
+from apla_mm.compare.trials.trial import Trial
 from apla_mm.options.method import take_method
 
 # one method of APLA's, so that there is no plot against r

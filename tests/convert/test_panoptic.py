@@ -13,8 +13,8 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 
 from apla_mm.convert.panoptic import make_panoptic
-from apla_mm.data.panoptic_check import PanopticMap, check_maps, check_panoptic_file
-from apla_mm.data.panoptic_file import PanopticFile
+from apla_mm.data.coco.panoptic_check import PanopticMap, check_maps, check_panoptic_file
+from apla_mm.data.coco.panoptic_file import PanopticFile
 from apla_mm.data.reading import DataError
 
 TOOL = ROOT / "tools/dataset_converters/make_panoptic.py"

@@ -8,7 +8,7 @@ from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from PIL import Image
 
 from apla_mm.data.folders import check_folders
-from apla_mm.data.label_maps import check_segmentation
+from apla_mm.data.labels.label_maps import check_segmentation
 from apla_mm.data.reading import DataError
 
 PREFIX = dict(img_path="images/training", seg_map_path="annotations/training")

@@ -18,10 +18,10 @@ from mmseg.models import FCNHead, SegDataPreProcessor
 from PIL import Image
 from torch import nn
 
-from apla_mm.data import segmentation_check
-from apla_mm.data.coco_check import check_annotations, check_images
+from apla_mm.data.coco.check import check_annotations, check_images
+from apla_mm.data.labels import segmentation_check
+from apla_mm.data.labels.segmentation_check import SegmentationCheck
 from apla_mm.data.reading import DataError
-from apla_mm.data.segmentation_check import SegmentationCheck
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SEEDS = range(20)

@@ -7,7 +7,7 @@ from mmcv.transforms import LoadImageFromFile, Resize
 from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
 from PIL import Image
 
-from apla_mm.data.label_maps import check_segmentation
+from apla_mm.data.labels.label_maps import check_segmentation
 from apla_mm.data.pipelines import SampleReader, turned_by_exif
 from apla_mm.data.reading import DataError, UnreadableError
 

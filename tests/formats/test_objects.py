@@ -11,7 +11,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.structures.mask import PolygonMasks
 from mmengine.registry import DATASETS
 
-from apla_mm.data.coco_check import check_annotations
+from apla_mm.data.coco.check import check_annotations
 from apla_mm.data.reading import DataError
 from apla_mm.formats import FoundData, find_data
 

@@ -115,7 +115,7 @@ def test_calls_of_a_comparison_run_as_jobs(environment: dict[str, str], tmp_path
         """
         import os, sys
         from pathlib import Path
-        from apla_mm.compare.launch import Launcher
+        from apla_mm.compare.trials.launch import Launcher
 
         launcher = Launcher(Path(sys.argv[1]), "slurm", slurm=dict(partition="debug"))
         jobs = [launcher.submit(os.getenv, "SLURM_JOB_ID") for _ in range(2)]

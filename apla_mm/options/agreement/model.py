@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ...data.folders import LOADERS
-from ...data.heads import is_in_head, is_other_type
+from ...data.labels.heads import is_in_head, is_other_type
 from .architecture import (
     depth_of,
     maps_of_backbone,

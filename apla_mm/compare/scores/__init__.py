@@ -1,0 +1,1 @@
+"""Scores of single test images, and intervals for the differences of methods."""

@@ -1,0 +1,1 @@
+"""Trials: which are run, in processes of their own, and what each leaves."""

@@ -1,0 +1,1 @@
+"""Files in COCO's formats, looked at before training."""

@@ -1,0 +1,1 @@
+"""Label maps, looked at before training."""
