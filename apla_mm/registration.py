@@ -36,11 +36,11 @@ from .runs.train_loop import ResumableTrainLoop
 from .tuning.apla_hook import APLAHook
 from .tuning.delta_hook import DeltaHook
 from .tuning.fsdp import APLAFSDPStrategy, APLAFullyShardedDataParallel
-from .tuning.lean_heads_hook import LeanHeadsHook
-from .tuning.lean_inference_hook import LeanInferenceHook
-from .tuning.mask_annealing_hook import MaskAnnealingHook
-from .tuning.optim_wrapper import BFloat16OptimWrapper
-from .tuning.optim_wrapper_constructor import TrainableOptimWrapperConstructor
+from .tuning.heads.lean_heads_hook import LeanHeadsHook
+from .tuning.heads.lean_inference_hook import LeanInferenceHook
+from .tuning.heads.mask_annealing_hook import MaskAnnealingHook
+from .tuning.optimizers.optim_wrapper import BFloat16OptimWrapper
+from .tuning.optimizers.optim_wrapper_constructor import TrainableOptimWrapperConstructor
 from .tuning.trainable_check_hook import TrainableCheckHook
 from .tuning.training_log_hook import TrainingLogHook
 from .tuning.tuning_hook import TuningHook

@@ -13,7 +13,7 @@ from ..method.class_change import Changed, change_back
 from ..method.late_channels import adapt_before_loading
 from ..method.wrappers import unwrapped
 from .frozen_parts import check_not_frozen_by_itself, check_train_keeps, modes_kept, requires_grad_of
-from .parameter_groups import optimizers_of
+from .optimizers.parameter_groups import optimizers_of
 
 
 def adapt_runner(runner: Runner, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Report]:

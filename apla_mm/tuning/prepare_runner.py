@@ -13,7 +13,7 @@ from ..methods import TuningMethod
 from ..text import quoted
 from .adapt_runner import beside_which, find_target, hold_what_trains
 from .frozen_parts import check_train_keeps, frozen_by_itself, modes_kept, requires_grad_of
-from .parameter_groups import optimizers_of
+from .optimizers.parameter_groups import optimizers_of
 
 
 def prepare_runner(runner: Runner, method: TuningMethod, targets: Sequence[str]) -> None:

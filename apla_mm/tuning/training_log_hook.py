@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from ..method.wrappers import unwrapped
 from ..runs.peak_memory import device_memory, peak_memory
 from ..runs.vis_backends import add_vis_backends
-from .parameter_groups import ParameterGroup, format_groups, groups_by_lr, groups_by_settings
+from .optimizers.parameter_groups import ParameterGroup, format_groups, groups_by_lr, groups_by_settings
 
 
 class TrainingLogHook(Hook):

@@ -42,7 +42,7 @@ class _EoMT:
 
     Each query gives the logits of a class and, by its product with the upscaled map, those of a mask. In training a
     prediction is made before each of the last blocks and behind them. While a block's masks are on, a query attends
-    there to the patches of its own mask alone; :class:`~apla_mm.tuning.mask_annealing_hook.MaskAnnealingHook` takes
+    there to the patches of its own mask alone; ``MaskAnnealingHook`` takes
     them off one block after another, so that inference is the plain ViT.
 
     Attributes:

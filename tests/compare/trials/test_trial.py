@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from apla_mm.compare.scores.bootstrap import accuracy
 from apla_mm.compare.trials.splits import Split, draw_fraction, hold_out
 from apla_mm.compare.trials.trial import HITS, Item, for_final, for_search, items_of, set_rates
-from apla_mm.tuning.parameter_groups import groups_by_lr
+from apla_mm.tuning.optimizers.parameter_groups import groups_by_lr
 
 
 def split_of(items: list[Item]) -> Split:

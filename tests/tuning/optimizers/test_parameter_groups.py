@@ -3,7 +3,7 @@ import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
-from apla_mm.tuning.parameter_groups import format_groups, groups_by_lr, groups_by_settings
+from apla_mm.tuning.optimizers.parameter_groups import format_groups, groups_by_lr, groups_by_settings
 
 
 def make_model(*parts: str) -> nn.ModuleDict:

@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 from torch.optim import Optimizer
 
-from ..text import table
+from ...text import table
 
 
 @dataclass(frozen=True)

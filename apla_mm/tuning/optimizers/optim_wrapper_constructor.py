@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
-from ..text import quoted
+from ...text import quoted
 
 
 class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):

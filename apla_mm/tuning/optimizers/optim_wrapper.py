@@ -8,7 +8,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from ..method.wrappers import unwrapped
+from ...method.wrappers import unwrapped
 
 
 class BFloat16OptimWrapper(OptimWrapper):

@@ -4,7 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ..method.wrappers import unwrapped
+from ...method.wrappers import unwrapped
 
 
 class LeanInferenceHook(Hook):
@@ -26,7 +26,7 @@ class LeanInferenceHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Change the segmentor, in place."""
-        from ..models.segmentors.lean_inference import make_inference_lean
+        from ...models.segmentors.lean_inference import make_inference_lean
 
         alone = make_inference_lean(unwrapped(runner.model))
         if alone and not self._told:

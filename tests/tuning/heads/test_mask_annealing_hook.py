@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from apla_mm.tuning.mask_annealing_hook import MaskAnnealingHook
+from apla_mm.tuning.heads.mask_annealing_hook import MaskAnnealingHook
 
 
 class Head(nn.Module):

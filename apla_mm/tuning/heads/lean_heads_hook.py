@@ -4,7 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ..method.wrappers import unwrapped
+from ...method.wrappers import unwrapped
 
 
 class LeanHeadsHook(Hook):
@@ -35,7 +35,7 @@ class LeanHeadsHook(Hook):
         Raises:
             ValueError: The model has no head of mmseg's or mmdet's.
         """
-        from ..models.heads.lean_model import make_model_lean
+        from ...models.heads.lean_model import make_model_lean
 
         lean = make_model_lean(unwrapped(runner.model), self.recompute)
         if not lean.heads and not lean.has_detector:

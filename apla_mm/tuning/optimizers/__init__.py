@@ -1,0 +1,1 @@
+"""Optimizer wrappers, and the groups that parameters are in."""
