@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compare.test_probe import write_classes
+from compare.probes.test_probe import write_classes
 from helpers import ROOT
 from helpers.processes import run, started
 from mmengine.config import Config

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from compare.test_probe import write_classes
+from compare.probes.test_probe import write_classes
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 

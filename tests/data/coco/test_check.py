@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from helpers.data_sets import edit_json
 from helpers.processes import run_python
 from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV1Dataset
@@ -18,7 +19,7 @@ from apla_mm.data.reading import DataError
 pytestmark = pytest.mark.slow
 
 CLASSES = ("square", "disc")
-SHARED = Path(__file__).parents[3] / "shared/data"
+SHARED = ROOT.parent / "shared/data"
 
 
 def file_of(root: Path, split: str = "train") -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 from helpers.data_sets import edit_json, write_coco
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
@@ -19,7 +20,7 @@ from apla_mm.options.command_line import build_runner
 pytestmark = pytest.mark.slow
 
 CLASSES = ("square", "disc")
-SHARED = Path(__file__).parents[3] / "shared/data"
+SHARED = ROOT.parent / "shared/data"
 
 
 def file_of(root: Path) -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from helpers.small_configs import heads_of
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -18,7 +19,7 @@ from apla_mm.options.shared_options import apply_shared_options
 
 pytestmark = pytest.mark.slow
 
-SHARED = Path(__file__).parents[3] / "shared/data"
+SHARED = ROOT.parent / "shared/data"
 
 
 def rewrite(root: Path, change: Callable[[np.ndarray], np.ndarray], split: str = "*") -> None:
