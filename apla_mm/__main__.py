@@ -15,6 +15,7 @@ COMMANDS = {
         "test": "test one, or predict for a folder of images",
         "check": "see whether a config will train here, and what it will take",
         "export": "write a model as ONNX, TorchScript or a program of torch.export",
+        "serve": "serve a folder of deltas by HTTP, on one base in memory",
         "configs": "list the configs that come with the package",
     },
     "compare": {
@@ -46,6 +47,10 @@ COMMANDS = {
         "check-env": "import what is needed and print the versions",
         "repair-torchvision": "make torchvision importable beside a torch without CUDA",
     },
+}
+_EXTRAS = {
+    "compare": ("sklearn", "submitit"),
+    "serve": ("anyio", "fastapi", "fastapi_offline", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
 }
 NAMES = [name for group in COMMANDS.values() for name in group]
 
@@ -90,7 +95,7 @@ def _module_of(name: str) -> Any:
         package = str(error.name).partition(".")[0]
         if package == "apla_mm":
             raise
-        extra = "compare" if package in ("sklearn", "submitit") else "mm"
+        extra = next((name for name, packages in _EXTRAS.items() if package in packages), "mm")
         raise SystemExit(
             f"apla-mm {name} needs {package}, which is not installed here: it comes with 'apla_mm[{extra}]', which "
             "README.md has under Install"

@@ -16,7 +16,7 @@ mmcv=onedl-mmcv
 
 case $mode in
     demo) requirements=(requirements/base.txt) ;;
-    full) requirements=(requirements/{base,detection,mmpretrain,dev}.txt) ;;
+    full) requirements=(requirements/{base,detection,mmpretrain,serve,dev}.txt) ;;
     upstream) venv=.venv-upstream mmcv=mmcv requirements=(requirements/upstream.txt) ;;
     *) echo "usage: $0 demo|full|upstream" >&2; exit 2 ;;
 esac

@@ -1,7 +1,8 @@
 """A trained model of a checkpoint or a delta, ready to predict."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,33 +50,84 @@ def load(path: str | Path, *, config: str | Path | None = None, device: str | No
     delta = kind_of(path) is Kind.DELTA
     checkpoint = None if delta else read_checkpoint(str(path))
     cfg = read_config(find_config(str(config))) if config is not None else _config_in(path, checkpoint)
-    scope = str(cfg.get("default_scope"))
-    if scope not in _SCOPES:
-        raise ValueError(f"'{path}' has a config of scope {scope!r}: expected one of {', '.join(_SCOPES)}")
-    _import(cfg, config is not None)
-    with DefaultScope.overwrite_default_scope(scope):
+    with in_scope_of(cfg, path, trusted=config is not None):
         if delta:
             provide_base(path, cfg)
             checkpoint = load_from_safetensors(path)
-        model: Any = MODELS.build(_without_sources(cfg.model))
+        model: Any = MODELS.build(without_sources(cfg.model))
     assert checkpoint is not None
-    state = checkpoint.get("state_dict", checkpoint)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"'{path}' does not fit the model of its config: {error}") from error
-    classes, palette = _classes_of(checkpoint.get("meta", {}), cfg)
+    load_whole(model, checkpoint.get("state_dict", checkpoint), path)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Predictor(model.to(where).eval(), scope, _pipeline_of(cfg), classes, palette)
+    return predictor_of(model.to(where).eval(), cfg, checkpoint.get("meta", {}))
 
 
-def _config_in(path: Path, checkpoint: Mapping[str, Any] | None) -> Config:
-    text = load_delta(path).header.config if checkpoint is None else checkpoint.get("meta", {}).get("cfg")
+def config_of(text: Any, path: str | Path) -> Config:
+    """The config in a file of weights, of which only values are read.
+
+    Args:
+        text: The config's.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: There is none, or only its author's code can read it.
+    """
     settings = settings_of(text) if isinstance(text, str) else {}
     if not isinstance(settings.get("model"), dict):
         raise ValueError(f"'{path}' holds no config: name it by config=")
     _check_types(settings, str(path))
     return Config(settings)
+
+
+@contextmanager
+def in_scope_of(cfg: Config, path: str | Path, *, trusted: bool = False) -> Iterator[None]:
+    """A block in which a config's models can be built.
+
+    Args:
+        cfg: The config.
+        path: The file that it comes from, for messages.
+        trusted: Whether it may import modules of its author's.
+
+    Raises:
+        ValueError: It is of a scope that is not known, or imports what it may not.
+    """
+    scope = str(cfg.get("default_scope"))
+    if scope not in _SCOPES:
+        raise ValueError(f"'{path}' has a config of scope {scope!r}: expected one of {', '.join(_SCOPES)}")
+    _import(cfg, trusted)
+    with DefaultScope.overwrite_default_scope(scope):
+        yield
+
+
+def load_whole(model: Any, state: Mapping[str, Any], path: str | Path) -> None:
+    """Load a state dict into a model, all of it.
+
+    Raises:
+        ValueError: It is another model's.
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"'{path}' does not fit the model of its config: {error}") from error
+
+
+def predictor_of(model: Any, cfg: Config, meta: Mapping[str, Any]) -> Predictor:
+    """What predicts by a model.
+
+    Args:
+        model: With its weights, in evaluation mode.
+        cfg: Its config.
+        meta: Of the checkpoint, with the classes that it was trained for.
+
+    Raises:
+        ValueError: The config does not say how images are prepared.
+    """
+    classes, palette = _classes_of(meta, cfg)
+    return Predictor(model, str(cfg.default_scope), _pipeline_of(cfg), classes, palette)
+
+
+def _config_in(path: Path, checkpoint: Mapping[str, Any] | None) -> Config:
+    text = load_delta(path).header.config if checkpoint is None else checkpoint.get("meta", {}).get("cfg")
+    return config_of(text, path)
 
 
 def _check_types(node: Any, path: str) -> None:
@@ -108,7 +160,7 @@ def _import(cfg: Config, trusted: bool) -> None:
     import_modules_from_strings([*modules, f"{cfg.default_scope}.models"])
 
 
-def _without_sources(model: Any) -> Any:
+def without_sources(model: Any) -> Any:
     """A model's config in which nothing names weights: they come from the file."""
     model = model.copy()
     backbone = model.get("backbone") or {}

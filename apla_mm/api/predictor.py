@@ -1,6 +1,7 @@
 """A model that predicts for images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,59 @@ class Predictor:
             FileNotFoundError: There is no such file.
             ValueError: It is no image.
         """
+        return self.predict_prepared([self.prepare(image)])[0]
+
+    def prepare(self, image: ImageLike) -> "Prepared":
+        """Read an image and do to it what the config's test pipeline does; for :meth:`predict_prepared`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is no image.
+        """
         pixels = as_rgb(image)
-        with DefaultScope.overwrite_default_scope(self._scope), torch.no_grad():
-            size = pixels.shape[:2]
-            image_as_loaded = dict(img=np.ascontiguousarray(pixels[..., ::-1]), img_shape=size, ori_shape=size)
+        size = pixels.shape[:2]
+        image_as_loaded = dict(img=np.ascontiguousarray(pixels[..., ::-1]), img_shape=size, ori_shape=size)
+        with DefaultScope.overwrite_default_scope(self._scope):
             data = self._prepare(dict(image_as_loaded, img_path=None, img_id=0))
-            batch = dict(inputs=[data["inputs"]], data_samples=[data["data_samples"]])
-            (sample,) = self.model.test_step(batch)
-        return Prediction.of(pixels, sample, self.classes, self.palette)
+        return Prepared(pixels, data["inputs"], data["data_samples"])
+
+    def predict_prepared(self, images: Sequence["Prepared"]) -> list[Prediction]:
+        """Predict for images, those of one size as one batch: others would be padded, and be others to the model.
+
+        In a batch results may differ from those of an image alone by rounding.
+
+        Args:
+            images: Of :meth:`prepare`.
+
+        Returns:
+            What was found in each, at the image's own size.
+        """
+        batches: dict[Any, list[int]] = {}
+        for i, image in enumerate(images):
+            batches.setdefault((image.pixels.shape, image.inputs.shape), []).append(i)
+        found: dict[int, Prediction] = {}
+        with DefaultScope.overwrite_default_scope(self._scope), torch.no_grad():
+            for places in batches.values():
+                inputs, samples = [images[i].inputs for i in places], [images[i].sample for i in places]
+                outputs = self.model.test_step(dict(inputs=inputs, data_samples=samples))
+                for i, sample in zip(places, outputs, strict=True):
+                    found[i] = Prediction.of(images[i].pixels, sample, self.classes, self.palette)
+        return [found[i] for i in range(len(images))]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image that is ready for a model.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB, as it was.
+        inputs: (3, h, w), as the test pipeline gives it.
+        sample: Its data sample.
+    """
+
+    pixels: np.ndarray
+    inputs: torch.Tensor
+    sample: Any
 
 
 def as_rgb(image: ImageLike) -> np.ndarray:

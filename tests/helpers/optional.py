@@ -13,7 +13,10 @@ FILES = {
     "mmseg": "requirements/base.txt",
     "mmdet": "requirements/detection.txt",
     "mmpretrain": "requirements/mmpretrain.txt",
-    **dict.fromkeys(["onnx", "onnxruntime", "onnxscript", "peft", "transformers"], "requirements/dev.txt"),
+    **dict.fromkeys(
+        ["fastapi", "fastapi_offline", "prometheus_client", "python_multipart", "uvicorn"], "requirements/serve.txt"
+    ),
+    **dict.fromkeys(["onnx", "onnxruntime", "onnxscript", "peft", "selenium", "transformers"], "requirements/dev.txt"),
 }
 
 

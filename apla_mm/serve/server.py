@@ -1,0 +1,110 @@
+"""A process that serves, from its first signal to its last."""
+
+import logging
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from .app import make_app
+from .base import Base
+from .folder import TaskFolder
+from .limits import Limits
+from .metrics import Metrics
+from .worker import Worker
+
+_log = logging.getLogger("apla_mm.serve")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is asked for.
+
+    Attributes:
+        folder: Of deltas.
+        host: Address to listen at.
+        port: 0 for any that is free.
+        base: Base file; None for the first delta's.
+        device: None for a GPU where there is one.
+        poll: Seconds between two looks at the folder.
+        stop_seconds: For requests in flight, once the server shall end.
+        separate: Give each task a base of its own.
+        limits: On requests.
+    """
+
+    folder: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    base: Path | None = None
+    device: str | None = None
+    poll: float = 2.0
+    stop_seconds: float = 30.0
+    separate: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT: what is in flight is answered first.
+
+    Args:
+        settings: What is asked for.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        OSError: The address cannot be listened at.
+        DeltaError: The base file is none.
+    """
+    if not settings.folder.is_dir():
+        raise FileNotFoundError(f"there is no folder '{settings.folder}' (looked in {Path.cwd()})")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    _log.setLevel(logging.INFO)
+    listening = _listen(settings.host, settings.port)
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    base = None if settings.base is None else Base.of_file(settings.base, device)
+    metrics = Metrics()
+    worker = Worker(settings.limits, metrics)
+    tasks = TaskFolder(settings.folder, worker, device, base, settings.separate)
+    end = _End(tasks, worker, settings.stop_seconds)
+    config = uvicorn.Config(
+        make_app(tasks, worker, settings.limits, metrics, end.begin),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.stop_seconds)),
+    )
+    for one in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn raises the signal again once all is answered: by default that would be the process's end, and no 0
+        signal.signal(one, lambda *_: None)
+    tasks.watch(settings.poll)
+    host, port = listening.getsockname()[:2]
+    _log.info("serving '%s' at http://%s:%d", settings.folder, f"[{host}]" if ":" in host else host, port)
+    with listening:
+        uvicorn.Server(config).run(sockets=[listening])
+    _log.info("stopped")
+
+
+class _End:
+    """The end of the threads, within what is left of the time for it."""
+
+    def __init__(self, tasks: TaskFolder, worker: Worker, seconds: float) -> None:
+        self._tasks, self._worker, self._seconds = tasks, worker, seconds
+
+    def begin(self) -> None:
+        begin = time.monotonic()
+        self._tasks.stop()
+        if not self._worker.stop(self._seconds):
+            _log.warning("a batch did not end within %g s", time.monotonic() - begin)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=512)
+    except (OSError, OverflowError) as error:
+        raise OSError(f"cannot listen at {host}, port {port}: {error}; name another by --host and --port") from error
