@@ -22,6 +22,7 @@ from .folder import TaskFolder
 from .images import FORMATS, decode
 from .limits import Limits, RefusedError
 from .metrics import Metrics
+from .rest_of_body import RestOfBody
 from .results import Format, encode
 from .task import Task
 from .uploads import read_upload
@@ -207,6 +208,7 @@ def make_app(
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.add_middleware(RestOfBody, limits=limits)
     predictions = Predictions(tasks, worker, limits, metrics)
     metrics.watch("apla_requests_active", "Predictions that upload, wait or are answered.", lambda: predictions.active)
     metrics.watch("apla_images_waiting", "Images that wait for the model.", lambda: worker.waiting)

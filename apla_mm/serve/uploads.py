@@ -9,7 +9,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from .limits import Limits, RefusedError
 
-_DISCARDED = 4  #: so many times the limit is read and thrown away, that a client is still there for the answer
 _FIELDS = 8
 _RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 
@@ -36,8 +35,7 @@ async def read_upload(request: Request, limits: Limits) -> bytes:
     try:
         with anyio.fail_after(limits.upload_seconds):
             if kind != "multipart/form-data":
-                parts = [part async for part in _limited(request, limits)]
-                data = b"".join(parts)
+                data = b"".join([part async for part in _limited(request, limits)])
             else:
                 data = await _file_of(request, limits)
     except TimeoutError:
@@ -50,22 +48,23 @@ async def read_upload(request: Request, limits: Limits) -> bytes:
 
 
 async def _limited(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """The body in pieces; what is over the limit is thrown away, and refused at its end."""
-    refusal = RefusedError(
-        413, f"the body is larger than {limits.max_bytes:,} bytes", "send a smaller image, or one compressed harder"
-    )
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > _DISCARDED * limits.max_bytes:
-        raise refusal
-    total = 0
-    async for part in request.stream():
-        total += len(part)
-        if total <= limits.max_bytes:
+    """The body in pieces.
+
+    Raises:
+        RefusedError: It is over the limit; as soon as that is known.
+    """
+    total = int(request.headers.get("content-length", "0"))
+    if total <= limits.max_bytes:
+        total = 0
+        async for part in request.stream():
+            total += len(part)
+            if total > limits.max_bytes:
+                break
             yield part
-        elif total > _DISCARDED * limits.max_bytes:
-            raise refusal
     if total > limits.max_bytes:
-        raise refusal
+        raise RefusedError(
+            413, f"the body is larger than {limits.max_bytes:,} bytes", "send a smaller image, or compress it harder"
+        )
 
 
 class _Parser(MultiPartParser):

@@ -134,7 +134,7 @@ def test_images_that_are_wrong(server: Server, make_picture: Callable[..., bytes
     assert server.ask("POST", "/v1/predict/regions", make_picture(format="GIF")).status == 415
     body, headers = multipart(("a", "a.png", make_picture()), ("b", "b.png", make_picture()))
     assert "Too many files" in server.ask("POST", "/v1/predict/regions", body, headers).json["error"]
-    body, headers = multipart(("a", None, make_picture()))
+    body, headers = multipart(("a", None, b"no file"))
     assert "0 files" in server.ask("POST", "/v1/predict/regions", body, headers).json["error"]
     for size in ((1, 1), (1, 3000), (3000, 1)):
         answer = server.ask("POST", "/v1/predict/objects", make_picture(size=size))
@@ -185,6 +185,15 @@ def test_an_endless_body_is_not_read_to_its_end(server: Server) -> None:
             pass
         assert sent < 10 * 2**20
     assert server.ask("GET", "/health").status == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/predict/regions", "/v1/predict/nothing", "/nowhere", "/v1/predict/regions?score=2"]
+)
+def test_a_client_that_sends_all_before_it_reads_gets_the_answer(server: Server, path: str) -> None:
+    for _ in range(5):
+        answer = server.ask("POST", path, bytes(1_500_000))
+        assert answer.status in (404, 413, 422) and "connection" not in answer.headers and answer.json["cure"]
 
 
 def test_a_client_that_goes_is_counted_and_nothing_waits_for_it(
