@@ -60,11 +60,15 @@ def serve(settings: Settings) -> None:
     """
     if not settings.folder.is_dir():
         raise FileNotFoundError(f"there is no folder '{settings.folder}' (looked in {Path.cwd()})")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    _log.setLevel(logging.INFO)
-    listening = _listen(settings.host, settings.port)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     base = None if settings.base is None else Base.of_file(settings.base, device)
+    with _listen(settings.host, settings.port) as listening:
+        _serve(settings, listening, device, base)
+
+
+def _serve(settings: Settings, listening: socket.socket, device: str, base: Base | None) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    _log.setLevel(logging.INFO)
     metrics = Metrics()
     worker = Worker(settings.limits, metrics)
     tasks = TaskFolder(settings.folder, worker, device, base, settings.separate)
@@ -84,8 +88,7 @@ def serve(settings: Settings) -> None:
     tasks.watch(settings.poll)
     host, port = listening.getsockname()[:2]
     _log.info("serving '%s' at http://%s:%d", settings.folder, f"[{host}]" if ":" in host else host, port)
-    with listening:
-        uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[listening])
     _log.info("stopped")
 
 
