@@ -40,6 +40,7 @@ COMMANDS = {
         "benchmark": "memory, arithmetic and time of a training step, by method; the largest batch that fits",
         "traffic": "what the processes of a job send one another in a training step",
         "delta-costs": "sizes and times of deltas",
+        "serve-costs": "requests a second, latency and memory of what serve serves",
         "mask-costs": "what label masks cost while losses are computed",
         "sweep": "which transformers of mmseg, mmdet, mmpretrain and timm can be adapted",
     },

@@ -166,7 +166,7 @@ class TaskFolder:
 
     def _made(self, name: str, delta: Delta) -> Task:
         if self._separate:
-            return Task(name, delta, base_of(delta, self._device), self._device)
+            return Task(name, delta, base_of(delta, self._device), self._device, separate=True)
         base = self.base or base_of(delta, self._device)
         task = Task(name, delta, base, self._device)
         if self.base is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..api.loading import config_of, in_scope_of, load_whole, predictor_of, without_sources
 from ..api.prediction import Prediction
 from ..api.predictor import Prepared
-from ..delta import Delta
+from ..delta import Delta, apply_delta
 from ..delta.apply import check_delta
 from ..loading.base_from_config import provide_base
 from ..loading.delta_meta import meta_of, with_versions
@@ -49,6 +49,7 @@ class Task:
         delta: The delta, of a file.
         base: The base, with no task switched in.
         device: Where it runs; the base's.
+        separate: Whether the base is this task's alone: then the channels are put into it for good.
 
     Attributes:
         name: The task's.
@@ -62,7 +63,7 @@ class Task:
         ValueError: It holds no config that can be read.
     """
 
-    def __init__(self, name: str, delta: Delta, base: Base, device: str) -> None:
+    def __init__(self, name: str, delta: Delta, base: Base, device: str, separate: bool = False) -> None:
         self.name = name
         shared = base.below(delta)
         cfg = config_of(delta.header.config, delta.source)
@@ -71,10 +72,13 @@ class Task:
         load_whole(model, with_versions({**shared, **delta.tensors}, delta.header), delta.source)
         model.to(device).eval()
         owned = _share(model, shared)
-        check_delta(model, delta, check_base=False)
+        if separate:
+            apply_delta(model, delta, check_base=False)
+        else:
+            check_delta(model, delta, check_base=False)
         self._predictor = predictor_of(model, cfg, meta_of(delta.header))
         # the rest is in the model for good
-        self._rows = replace(delta, tensors={}) if delta.rows else None
+        self._rows = replace(delta, tensors={}) if delta.rows and not separate else None
         self.kind = dict(mmseg="segmentation", mmdet="detection", mmpretrain="classification")[cfg.default_scope]
         self.classes = self._predictor.classes
         with self._block():  # what it fits is found out now
