@@ -109,7 +109,7 @@ class TaskFolder:
     def look(self) -> None:
         """Look at the folder once; see the class."""
         try:
-            files = sorted(path for path in self._folder.iterdir() if _is_delta(path))
+            files = sorted(path for path in self._folder.iterdir() if is_delta(path))
         except OSError as error:  # of a network, it may come back
             if str(error) != self._trouble:
                 _log.error("the folder '%s' cannot be read, its tasks stay: %s", self._folder, error)
@@ -120,7 +120,7 @@ class TaskFolder:
         for path in files:
             if self._stopped.is_set():
                 return
-            name = _task_name(path)
+            name = task_name(path)
             if name in seen:
                 name = path.name
             seen.add(name)
@@ -193,10 +193,12 @@ class TaskFolder:
             yield from sorted(path.name for path in folder.glob("base-*.safetensors"))
 
 
-def _is_delta(path: Path) -> bool:
+def is_delta(path: Path) -> bool:
+    """Whether a file may be a delta, by its name: no base file, and not hidden."""
     name = path.name
     return name.endswith(".safetensors") and not name.startswith(".") and not is_base_name(name) and path.is_file()
 
 
-def _task_name(path: Path) -> str:
+def task_name(path: Path) -> str:
+    """The name of a delta's task."""
     return next(path.name.removesuffix(suffix) for suffix in _SUFFIXES if path.name.endswith(suffix))

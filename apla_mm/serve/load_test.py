@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..text import table
+from .folder import is_delta, task_name
 from .malformed import malformed
 
 MIB = 2**20
@@ -98,10 +99,23 @@ class RunningServer:
             answer = connection.getresponse()
             return answer.status, answer.read()
 
-    def tasks(self) -> list[str]:
-        """Names of the tasks that are served."""
-        told = json.loads(self.ask("GET", "/v1/tasks")[1])["tasks"]
-        return [one["name"] for one in told if one["status"] == "served"]
+    def wait_for(self, task: str) -> None:
+        """Wait until a task is served.
+
+        Raises:
+            RuntimeError: It is refused, or takes too long.
+        """
+        end = time.monotonic() + _STARTS
+        told: dict[str, Any] = {}
+        while time.monotonic() < end:
+            listed = json.loads(self.ask("GET", "/v1/tasks")[1])["tasks"]
+            told = next((one for one in listed if one["name"] == task), {})
+            if told.get("status") == "served":
+                return
+            if told.get("status") == "refused":
+                break
+            time.sleep(0.05)
+        raise RuntimeError(f"task {task!r} is not served: {told.get('reason', 'it takes too long')}")
 
     def memory(self) -> float:
         """Resident bytes of the process."""
@@ -177,29 +191,6 @@ def measure_load(
     return Load(what, clients, len(times), len(times) / (time.monotonic() - begin), statistics.median(times), p99)
 
 
-def measure_memory(deltas: Sequence[Path], count: int, image: bytes, options: Sequence[str]) -> float:
-    """Resident bytes of a server with so many tasks, each asked once.
-
-    Args:
-        deltas: Files, of which tasks are made in turn.
-        count: Of tasks.
-        image: What each is asked.
-        options: Of the server.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for i in range(count):
-            # a link: the base is found where it leads to
-            (folder / f"task{i}.delta.safetensors").symlink_to(deltas[i % len(deltas)].resolve())
-        with running(folder, options) as server:
-            tasks = server.tasks()
-            if len(tasks) != count:
-                raise RuntimeError(f"of {count} tasks {len(tasks)} are served: {server.ask('GET', '/v1/tasks')[1]!r}")
-            for task in tasks:
-                server.ask("POST", f"/v1/predict/{task}", image)
-            return server.memory()
-
-
 def measure_malformed(server: RunningServer, task: str, count: int) -> tuple[Counter[int], list[float]]:
     """Ask what is malformed.
 
@@ -233,46 +224,51 @@ def run_load_test(
 
     Args:
         folder: Of deltas.
-        tasks: Two of them; none for the first two that are served.
+        tasks: Two of them; none for the first two by name.
         image: What is uploaded.
         clients: That ask at once.
         seconds: For each row.
-        counts: Of tasks in memory.
+        counts: Of tasks in memory, made of the two in turn.
         count_malformed: Of malformed requests.
 
     Raises:
-        RuntimeError: The tasks are not served, or an answer is not what it must be.
+        RuntimeError: A task is not served, or an answer is not what it must be.
+        ValueError: There are no such files.
     """
+    files = dict(sorted((task_name(path), path) for path in folder.iterdir() if is_delta(path)))
+    tasks = list(tasks or files)[:2]
+    if len(tasks) < 2 or not set(tasks) <= files.keys():
+        raise ValueError(f"two deltas are needed of those in '{folder}', which are {list(files)}")
     loads: list[Load] = []
-    told: dict[str, Any] = dict(cpus=os.cpu_count(), threads=os.environ.get("OMP_NUM_THREADS"))
-    with running(folder) as server:
-        served = server.tasks()
-        tasks = list(tasks or served[:2])
-        if len(tasks) < 2 or not set(tasks) <= set(served):
-            raise RuntimeError(f"two tasks are needed of those that are served, which are {served}")
-        for many in clients:
-            loads += [measure_load(server, one, [one], image, many, seconds) for one in tasks]
-            loads.append(measure_load(server, "both in turn", tasks, image, many, seconds))
-        told["malformed"], told["malformed_memory"] = measure_malformed(server, tasks[0], count_malformed)
-    with running(folder, ["--separate"]) as server:
-        for many in clients:
-            loads.append(measure_load(server, "both in turn, two models of their own", tasks, image, many, seconds))
-    print(format_loads(loads), flush=True)
-    memory = told["malformed_memory"]
-    statuses = ", ".join(f"{count} of {status}" for status, count in sorted(told["malformed"].items()))
-    print(f"\n{count_malformed} malformed requests: {statuses}; resident MiB from the first to the last: ", end="")
-    print(", ".join(f"{value / MIB:.0f}" for value in memory), "\n", flush=True)
-    deltas = [next(path for path in sorted(folder.iterdir()) if path.name.startswith(f"{task}.")) for task in tasks]
-    told["memory"] = [
-        dict(
-            tasks=count,
-            shared=measure_memory(deltas, count, image, ()),
-            separate=measure_memory(deltas, count, image, ["--separate"]),
-        )
-        for count in counts
-    ]
-    print(format_memory(told["memory"]))
+    told: dict[str, Any] = dict(cpus=os.cpu_count(), memory=[dict(tasks=count) for count in sorted({*counts})])
+    for kind, options in (("shared", ()), ("separate", ("--separate",))):
+        with tempfile.TemporaryDirectory() as name, running(Path(name), (*options, "--poll", "0.2")) as server:
+            there: list[str] = []
+            for count in sorted({2, *counts}):
+                while len(there) < count:
+                    like = tasks[len(there) % 2]
+                    there.append(like if len(there) < 2 else f"{like}-{len(there)}")
+                    # a link: the base is found where it leads to
+                    (Path(name) / f"{there[-1]}.safetensors").symlink_to(files[like].resolve())
+                    server.wait_for(there[-1])
+                for task in there:
+                    server.ask("POST", f"/v1/predict/{task}", image)
+                for row in told["memory"]:
+                    if row["tasks"] == count:
+                        row[kind] = server.memory()
+            both = "both in turn" if kind == "shared" else "both in turn, two models of their own"
+            asked = {task: [task] for task in tasks} if kind == "shared" else {}
+            for many in clients:
+                for what, turn in {**asked, both: tasks}.items():
+                    loads.append(measure_load(server, what, turn, image, many, seconds))
+                    print(format_loads(loads[-1:]).splitlines()[-1], flush=True)
+            if kind == "shared":
+                told["malformed"], told["malformed_memory"] = measure_malformed(server, tasks[0], count_malformed)
     told["loads"] = [asdict(load) for load in loads]
+    print(f"\n{format_loads(loads)}\n\n{format_memory(told['memory'])}\n")
+    statuses = ", ".join(f"{count} of {status}" for status, count in sorted(told["malformed"].items()))
+    memory = ", ".join(f"{value / MIB:.0f}" for value in told["malformed_memory"])
+    print(f"{count_malformed} malformed requests: {statuses}; resident MiB from first to last: {memory}")
     return told
 
 
