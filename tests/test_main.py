@@ -72,7 +72,8 @@ def test_a_mistyped_command_ends_with_2_and_a_suggestion(
 
 
 @pytest.mark.parametrize(
-    ("missing", "command", "extra"), [("mmengine", "train", "mm"), ("sklearn", "forgetting", "compare")]
+    ("missing", "command", "extra"),
+    [("mmengine", "train", "mm"), ("sklearn", "forgetting", "compare"), ("uvicorn", "serve", "serve")],
 )
 def test_a_package_that_is_not_installed_is_named_with_its_extra(missing: str, command: str, extra: str) -> None:
     code = f"""

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 
 import anyio
+import python_multipart  # noqa: F401  starlette would miss it no sooner than a body comes
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request

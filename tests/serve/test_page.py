@@ -107,6 +107,7 @@ def test_tasks_are_ticked_and_wrong_files_told(
     choose(page, gif, tmp_path, "picture.gif")
     wait_until(lambda: all_of(page, "article .error"), 30, lambda: page.page_source)
     (error,) = all_of(page, "article .error")
+    assert not all_of(page, "article .drawn")[0].is_displayed()
     told = server.ask("POST", "/v1/predict/regions", gif).json
     assert error.text == f"{told['error']}: {told['cure']}"
 

@@ -154,7 +154,7 @@ async function predict(name, card) {
     if (card.asked !== asked) return;
     card.drawn.src = `data:image/png;base64,${answer.drawn}`;
     card.drawn.hidden = false;
-    card.time.textContent = `${Math.round(performance.now() - begin)} ms`;
+    card.time.textContent = duration(performance.now() - begin);
     card.found.replaceChildren(...foundIn(answer));
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -166,6 +166,8 @@ async function predict(name, card) {
   }
   card.node.classList.remove("waiting");
 }
+
+const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
 function foundIn(answer) {
   const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
