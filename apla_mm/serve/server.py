@@ -69,6 +69,9 @@ def serve(settings: Settings) -> None:
 def _serve(settings: Settings, listening: socket.socket, device: str, base: Base | None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     _log.setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # clients are told; a line for each would fill the log
     metrics = Metrics()
     worker = Worker(settings.limits, metrics)
     tasks = TaskFolder(settings.folder, worker, device, base, settings.separate)
