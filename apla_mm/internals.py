@@ -34,6 +34,7 @@ What is reached into, and why:
 - ``Tensor._make_wrapper_subclass``, ``torch._C._disabled_torch_function_impl``, ``Parameter``'s ``_is_param`` and
   ``torch._has_compatible_shallow_copy_type``: what torch's own tensor subclasses and ``nn.Module.to`` use, in
   ``method.held_weight``.
+- ``torch._C._jit_set_onnx_log_enabled``: the only way to keep torch's ONNX exporter from printing a whole graph.
 
 ``measure`` also counts by what torch's profilers use (``_cdata`` of storages, ``torch.utils._python_dispatch``), and
 tells bytes apart by the frames of methods (``sys._getframe``). ``models.heads.lean_detectors`` overrides what mmdet and
@@ -41,11 +42,13 @@ mmseg have Mask2Former heads call of themselves: ``_get_targets_single``, ``_los
 ``_seg_data_to_instance_data``.
 """
 
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 SCHEME = "apla-mm:"  #: before a path, for mmengine: that this package reads the file
@@ -155,3 +158,14 @@ def model_being_loaded(frame: FrameType | None) -> tuple[nn.Module, Mapping[str,
     if not isinstance(model, nn.Module) or not isinstance(state, Mapping):
         raise RuntimeError("this mmengine loads state dicts in another way than apla_mm knows: a delta is not loaded")
     return model, state
+
+
+@contextlib.contextmanager
+def without_graphs() -> Iterator[None]:
+    """While it is open, torch's ONNX exporter prints no graph where it fails; its log is C++'s, not Python's."""
+    before = torch._C._jit_is_onnx_log_enabled()
+    torch._C._jit_set_onnx_log_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._jit_set_onnx_log_enabled(before)

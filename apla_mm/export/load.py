@@ -1,5 +1,6 @@
 """The plain model of a config and a checkpoint or delta, and the module of it that is exported."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def load_model(cfg: Config, checkpoint: str | Path, merged: bool = True) -> tupl
     content = load_from_apla_mm(checkpoint, "cpu")
     state: Mapping[str, Tensor] = content.get("state_dict", content)
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))  # some detectors write to it
     own = model.state_dict()
     missing = own.keys() - state.keys()
     others = [name for name, tensor in own.items() if name in state and state[name].shape != tensor.shape]
@@ -92,6 +93,7 @@ def _kind(model: nn.Module) -> Any:
             return ExportedSegmentor
     if scope == "mmdet":
         from mmdet.models.detectors import FasterRCNN, Mask2Former, MaskRCNN
+        from mmdet.models.detectors.base_detr import DetectionTransformer
 
         if type(model) in (FasterRCNN, MaskRCNN):
             from .two_stage import ExportedTwoStage
@@ -101,7 +103,11 @@ def _kind(model: nn.Module) -> Any:
             from .mask_queries import ExportedMaskQueries
 
             return ExportedMaskQueries
+        if isinstance(model, DetectionTransformer):
+            from .detr import ExportedDETR
+
+            return ExportedDETR
     raise ValueError(
         f"{type(model).__name__} cannot be exported: EncoderDecoder and CascadeEncoderDecoder of mmseg can, and "
-        "FasterRCNN, MaskRCNN and Mask2Former (EoMT) for instances of mmdet"
+        "FasterRCNN, MaskRCNN, Mask2Former (EoMT) and DETRs (DINO) of mmdet"
     )

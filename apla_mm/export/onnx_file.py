@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..internals import without_graphs
+from .onnx_ops import exact_linspace
+
 #: of ONNX's operators: NonMaxSuppression, RoiAlign with half pixels, GridSample and Resize as torch has them
 OPSET = 20
 #: names of the axes of the images that may be of any size
@@ -52,7 +55,7 @@ def write_onnx(
     with warnings.catch_warnings(), quiet(), contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         warnings.simplefilter("ignore")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), exact_linspace(OPSET), without_graphs():
                 torch.onnx.export(
                     module,
                     (images,),

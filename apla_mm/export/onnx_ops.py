@@ -1,5 +1,7 @@
-"""mmcv's operators that ONNX has under other names."""
+"""mmcv's operators that ONNX has under other names, and one of torch's that its exporter gets wrong."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -84,3 +86,32 @@ def roi_align(maps: Tensor, regions: Tensor, layer: Any) -> Tensor:
         maps, regions, height, width, layer.spatial_scale, layer.sampling_ratio, layer.aligned
     )
     return values
+
+
+def _linspace(g: Any, start: Any, end: Any, steps: Any, dtype: Any, *_: Any) -> Any:
+    """``torch.linspace`` in floating point, of a single step too: torch's own divides by steps - 1."""
+
+    def number(value: int) -> Any:
+        return g.op("Constant", value_t=torch.tensor(value, dtype=torch.int64))
+
+    def floating(value: Any) -> Any:
+        return g.op("Cast", value, to_i=torch.onnx.TensorProtoDataType.FLOAT)
+
+    first = floating(start)
+    steps = g.op("Cast", steps, to_i=torch.onnx.TensorProtoDataType.INT64)
+    at = floating(g.op("Range", number(0), steps, number(1)))
+    gaps = floating(g.op("Max", g.op("Sub", steps, number(1)), number(1)))
+    return g.op("Add", g.op("Mul", at, g.op("Div", g.op("Sub", floating(end), first), gaps)), first)
+
+
+@contextlib.contextmanager
+def exact_linspace(opset: int) -> Iterator[None]:
+    """While it is open, torch's tracing exporter writes ``linspace`` so that a single step is exact.
+
+    mmdet's deformable attention makes its points by it, one where a map is a single pixel high or wide.
+    """
+    torch.onnx.register_custom_op_symbolic("aten::linspace", _linspace, opset)
+    try:
+        yield
+    finally:
+        torch.onnx.unregister_custom_op_symbolic("aten::linspace", opset)

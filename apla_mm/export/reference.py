@@ -1,6 +1,6 @@
 """What the plain model predicts by the config's own pipeline, which exported files are compared with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,8 +20,10 @@ class Comparison(NamedTuple):
 
     Attributes:
         difference: The largest, of scores relative to the largest score of the plain model (of detectors: of scores,
-            and of boxes relative to the image's longer side).
-        equal: The share of equal labels; of detectors, of boxes that have an equal one.
+            and of boxes relative to the image's longer side; of panoptic maps: the share of pixels that lie in another
+            segment).
+        equal: The share of equal labels; of detectors, of boxes that have an equal one; of panoptic maps, of segments
+            that have an equal one.
         images: How many there were.
     """
 
@@ -47,7 +49,7 @@ def predict_plain(cfg: Config, model: nn.Module, path: Path) -> dict[str, np.nda
 
     Returns:
         What the exported module would give of this image, without the batch: labels and scores of pixels; or boxes,
-        scores, labels and masks of as many objects as there are.
+        scores, labels and masks of as many objects as there are; or segments.
     """
     init_default_scope(cfg.get("default_scope") or "mmengine")
     steps = [step for step in test_pipeline(cfg) if "LoadAnnotations" not in str(step["type"])]
@@ -57,6 +59,8 @@ def predict_plain(cfg: Config, model: nn.Module, path: Path) -> dict[str, np.nda
         sample = cast(Any, model).test_step(batch)[0]
     if "pred_sem_seg" in sample:
         return dict(labels=sample.pred_sem_seg.data[0].numpy(), scores=sample.seg_logits.data.max(0).values.numpy())
+    if "pred_panoptic_seg" in sample:
+        return dict(segments=sample.pred_panoptic_seg.sem_seg[0].numpy())
     found = sample.pred_instances
     names = dict(bboxes="boxes", scores="scores", labels="labels", masks="masks")
     return {ours: np.asarray(found[theirs]) for theirs, ours in names.items() if theirs in found}
@@ -74,10 +78,14 @@ def compare(expected: Sequence[Mapping[str, np.ndarray]], given: Sequence[Mappin
         expected: What :func:`predict_plain` gives of each.
         given: An exported model's, one image each, without the batch.
     """
-    each = [
-        _compare_objects(a, b) if "boxes" in a else _compare_pixels(a, b) for a, b in zip(expected, given, strict=True)
-    ]
+    each = [_kind(a)(a, b) for a, b in zip(expected, given, strict=True)]
     return Comparison(max(d for d, _ in each), float(np.mean([e for _, e in each])), len(each))
+
+
+def _kind(results: Mapping[str, np.ndarray]) -> Callable[..., tuple[float, float]]:
+    if "segments" in results:
+        return _compare_segments
+    return _compare_objects if "boxes" in results else _compare_pixels
 
 
 def _compare_pixels(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, float]:
@@ -86,6 +94,25 @@ def _compare_pixels(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) ->
     largest = max(float(np.abs(a["scores"]).max()), 1e-12)
     difference = float(np.abs(a["scores"] - b["scores"]).max()) / largest
     return _finite(difference), float((a["labels"] == b["labels"]).mean())
+
+
+def _compare_segments(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """Segments of one class that overlap by more than half are compared; numbers of objects may differ."""
+    from mmdet.structures import INSTANCE_OFFSET  # segmentors do without mmdet
+
+    a_map, b_map = a["segments"], b["segments"]
+    if a_map.shape != b_map.shape:
+        raise ValueError(f"segments are {b_map.shape}, and {a_map.shape} of the plain model")
+    pairs, counts = np.unique(np.stack([a_map.ravel(), b_map.ravel()]), axis=1, return_counts=True)
+    sizes = [dict(zip(*np.unique(one, return_counts=True), strict=True)) for one in (a_map, b_map)]
+    same, covered = 0, 0
+    for (first, second), count in zip(pairs.T, counts, strict=True):
+        union = sizes[0][first] + sizes[1][second] - count
+        # two that overlap by more than half have no other such partner
+        if first % INSTANCE_OFFSET == second % INSTANCE_OFFSET and count / union > 0.5:
+            covered += count
+            same += count / union >= 1 - _SAME
+    return 1 - covered / a_map.size, same / max(len(sizes[0]), len(sizes[1]))
 
 
 def _compare_objects(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, float]:

@@ -1,12 +1,15 @@
 """Parts of exported models equal what they are in place of."""
 
+import numpy as np
 import pytest
 import torch
 from helpers.optional import needs
 from torch import nn
 
 from apla_mm.export.boxes import best_boxes, boxes_of_masks
+from apla_mm.export.panoptic import panoptic_map
 from apla_mm.export.ready import AdaptivePool
+from apla_mm.export.reference import compare
 from apla_mm.export.windows import Places, mean_of_windows, take_windows
 
 
@@ -48,3 +51,28 @@ def test_nms_within_groups_is_mmcvs() -> None:
     _, kept = ops.batched_nms(boxes[usable], scores[usable], groups[usable], dict(type="nms", iou_threshold=0.3))
     best, there = best_boxes(boxes, scores, groups, usable, 0.3, 50, 40)
     assert torch.equal(best[there], usable.nonzero()[:, 0][kept])
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_panoptic_maps_are_mmdets(low: bool) -> None:
+    cfg = dict(panoptic_on=True, object_mask_thr=0.5, iou_thr=0.2, filter_low_score=low)
+    fusion = needs("mmdet.models.seg_heads.panoptic_fusion_heads").MaskFormerFusionHead(3, 2, test_cfg=cfg)
+    torch.manual_seed(0)
+    logits = torch.randn(6, 12, 6) * 4
+    masks = nn.functional.interpolate(torch.randn(6, 12, 3, 4) * 6, size=(30, 41), mode="bilinear")
+    logits[5, :, 5] = 99  # an image without an object
+    maps = panoptic_map(logits, masks, 3, cfg)
+    expected = torch.cat([fusion.panoptic_postprocess(a, b).sem_seg for a, b in zip(logits, masks, strict=True)])
+    assert maps.dtype == torch.int32 and torch.equal(maps, expected)
+    found = expected.unique()
+    assert (found >= 2000).any() and ((found >= 3) & (found < 5)).any() and (expected[5] == 5).all()
+
+
+def test_segments_are_compared_whatever_their_numbers() -> None:
+    needs("mmdet")
+    plain = np.zeros((10, 10), np.int32)
+    plain[:4], plain[4:7], plain[7:9] = 1000, 2000, 1
+    other = np.where(plain >= 1000, 3000 - plain, plain)
+    assert compare([dict(segments=plain)], [dict(segments=other)]) == (0, 1, 1)
+    other[0, :5] = 1
+    assert compare([dict(segments=plain)], [dict(segments=other)]) == pytest.approx((0.05, 2 / 4, 1))
