@@ -34,7 +34,9 @@ def resize_bytes(images: Tensor, height: Any, width: Any) -> Tensor:
 
 def _neighbours(side: Any, new: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The two pixels before and behind each new one, which may lie outside, and their weights."""
-    ratio = torch.as_tensor(side, dtype=torch.float64, device=device) / new
+    # of one dimension: tensors of none are scalars to exporters, and become float32
+    ratio, divisor = (torch.as_tensor(one, dtype=torch.float64, device=device).reshape(1) for one in (side, new))
+    ratio = ratio / divisor
     at = ((torch.arange(new, device=device, dtype=torch.float64) + 0.5) * ratio - 0.5).float()
     before = at.floor()
     part = at - before
