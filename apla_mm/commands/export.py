@@ -32,7 +32,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--tolerance", type=float, default=1e-4, help="largest difference with which the file is kept (default: 1e-4)"
     )
     parser.add_argument("--int8", action="store_true", help="also write matrix products in int8, OUT.int8.onnx")
-    parser.add_argument("--benchmark", action="store_true", help="print size, time and memory of all")
+    parser.add_argument("--benchmark", action="store_true", help="print size, time, memory and differences of all")
+    parser.add_argument(
+        "--score", type=int, default=0, metavar="N", help="with --benchmark: score all on the test's first N images"
+    )
     add_cfg_options(parser)
     parser.set_defaults(work_dir=None, launcher="none", local_rank=0)
     return parser.parse_args(argv)

@@ -1,15 +1,13 @@
 """What ``apla-mm export`` does."""
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from ..options.command_line import load_config
-from .benchmark import benchmark, table
-from .check_images import find_images, resized_copy
-from .export import Exported, ExportError, compare_file, export_model
+from .export import Exported, ExportError, comparing, export_model
 from .int8 import quantize
-from .reference import read_image
+from .onnx_file import OnnxModel
+from .table import benchmark, markdown
 
 
 def run_export(args: argparse.Namespace) -> None:
@@ -25,24 +23,22 @@ def run_export(args: argparse.Namespace) -> None:
     """
     if (args.int8 or args.benchmark) and args.format != "onnx":
         raise ExportError(f"--int8 and --benchmark are for --format onnx, not {args.format}")
+    if args.score and not args.benchmark:
+        raise ExportError("--score puts a column into the table of --benchmark: give that too")
     cfg = load_config(args)
     name = Path(args.config).stem
     given = dict(images=args.images, size=args.size, name=name)
     exported = export_model(cfg, args.checkpoint, args.out, args.format, tolerance=args.tolerance, **given)
     _print(exported)
-    files = [("onnxruntime", exported.path)]
+    others = {}
     if args.int8:
         small = quantize(exported.path, exported.path.with_suffix(f".int8{exported.path.suffix}"))
-        comparison = compare_file(cfg, args.checkpoint, small, exported, args.images)
+        others["onnxruntime, int8"] = small
+        with comparing(cfg, args.checkpoint, exported, args.images) as compare:
+            comparison = compare(OnnxModel(small))
         print(f"{small}: {small.stat().st_size / 2**20:.1f} MiB; from the plain model: {comparison}")
-        files.append(("onnxruntime, int8", small))
     if args.benchmark:
-        with tempfile.TemporaryDirectory() as folder:
-            config = Path(folder) / "config.py"
-            cfg.dump(config)
-            image = find_images(cfg, args.images, Path(folder))[0][0]
-            image = resized_copy(image, exported.size, Path(folder) / "image.png")
-            print(table(benchmark(str(config), args.checkpoint, files, read_image(image))))
+        print(markdown(benchmark(cfg, args.checkpoint, exported, others, args.images, args.score)))
 
 
 def _print(exported: Exported) -> None:

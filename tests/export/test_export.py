@@ -102,6 +102,20 @@ def test_segmentors(name: str, size: Any, free: list[str], tmp_path: Path, image
     assert len(read_metadata(exported.path)["classes"]) == 150
 
 
+def test_images_smaller_than_a_window_are_refused(tmp_path: Path, images: list[Path]) -> None:
+    cfg, checkpoint = small("linear_dinov2-b14", tmp_path)
+    crop = cfg.model.test_cfg.crop_size[0]
+    exported = export_model(cfg, checkpoint, tmp_path / "model.onnx", images=images)
+    assert exported.free == ["batch", "height", "width"]
+    assert "smaller than a window" in exported.notes[-1]
+    photo = generate_image(tmp_path / "panorama.png", (40, 200), seed=7)
+    with pytest.raises(Exception, match="ONNXRuntimeError"):
+        OnnxModel(exported.path)(read_image(photo)[None])
+    alone = export_model(cfg, checkpoint, tmp_path / "alone.onnx", images=[photo], size=(40, 200))
+    assert alone.comparison.difference < 1e-4 and round(40 * 128 / 200) < crop
+    assert (OnnxModel(alone.path)(read_image(photo)[None])["labels"][0] == stock(cfg, checkpoint, photo)).mean() > 0.999
+
+
 @pytest.mark.parametrize(
     "name", ["eomt_dinov2-l14_apla_8xb2-90k_coco-644", "mask-rcnn_vit-b16_full", "mask-rcnn_swin-t_full", "dino_swin-t"]
 )
@@ -163,7 +177,8 @@ def test_int8_and_a_process_without_torch(
             size=SIZE,
             tolerance=1e-4,
             int8=True,
-            benchmark=False,
+            benchmark=True,
+            score=0,
             cfg_options={},
             work_dir=str(tmp_path / "work"),
             launcher="none",
@@ -174,6 +189,10 @@ def test_int8_and_a_process_without_torch(
     assert "takes images of any batch; fixed: size 80 x 111" in told
     differences = [float(text) for text in re.findall(r"largest difference (\S+),", told)]
     assert differences[0] < 1e-4 < differences[1] < 0.5, told
+    rows = re.findall(r"^\| (\w+(?:, [\w ]+)?) +\|.*\| (\d+) \| \S+ \| \S+% \|$", told, re.MULTILINE)
+    assert [name for name, _ in rows] == ["torch, as trained", "torch, merged", "onnxruntime", "onnxruntime, int8"]
+    memory = [int(text) for _, text in rows]
+    assert max(memory[2:]) < 0.7 * min(memory[:2]), memory  # no torch is loaded to run the files
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
     assert code is not None
     code_text = code[1].replace("photo.jpg", str(images[0])).replace("model.onnx", str(out))
