@@ -3,7 +3,7 @@ export PYTHON
 VENV_PYTHON := .venv/bin/python
 UPSTREAM_PYTHON := .venv-upstream/bin/python
 
-.PHONY: help setup demo lint format test test-fast test-upstream bench clean
+.PHONY: help setup demo docs lint format test test-fast test-upstream bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -14,6 +14,9 @@ setup:  ## Make .venv with everything: segmentation, detection, tests (PYTHON=..
 demo:  ## Make .venv with what segmentation needs, unless there, and run the demo
 	@tools/setup_env.sh demo
 	$(VENV_PYTHON) demo/run.py
+
+docs: setup  ## Build the documentation as a site in site/
+	$(VENV_PYTHON) -m mkdocs build
 
 lint: setup  ## Check style and types
 	$(VENV_PYTHON) -m ruff check
@@ -40,5 +43,5 @@ bench: setup  ## Measure a training step of ViT-B by every method (BENCH_ARGS="-
 		--json work_dirs/benchmark.json $(BENCH_ARGS)
 
 clean:  ## Remove the environments, builds and caches; data and training runs stay
-	rm -rf .venv .venv-upstream build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-upstream build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv, or brings it up to date: tools/setup_env.sh demo|full|upstream
 #   demo      what segmentation and the demo need; mmcv without compiled operators
-#   full      also detection, mmpretrain, tests and linting; mmcv with compiled operators, built once and kept in the user's cache
+#   full      also detection, mmpretrain, tests, linting and the site; mmcv with compiled operators, built once and kept in the user's cache
 #   upstream  .venv-upstream instead: the original OpenMMLab packages, tests, mmcv with compiled operators
 # The original packages and the onedl-* ones have the same import names: they never share an environment.
 # PYTHON picks the interpreter. If it has a torch built for CUDA (or ROCm), that torch is used instead of a new one.
@@ -16,7 +16,7 @@ mmcv=onedl-mmcv
 
 case $mode in
     demo) requirements=(requirements/base.txt) ;;
-    full) requirements=(requirements/{base,detection,mmpretrain,serve,dev}.txt) ;;
+    full) requirements=(requirements/{base,detection,mmpretrain,serve,dev,docs}.txt) ;;
     upstream) venv=.venv-upstream mmcv=mmcv requirements=(requirements/upstream.txt) ;;
     *) echo "usage: $0 demo|full|upstream" >&2; exit 2 ;;
 esac

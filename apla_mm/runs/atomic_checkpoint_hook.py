@@ -36,10 +36,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     On a local disk each is written beside its place, flushed and renamed. So there is a whole checkpoint at any moment,
     ``last_checkpoint`` names it, and a disk that is full costs nothing but what came after it. For a moment the disk
-    holds one more than ``max_keep_ckpts``, and two best ones.
-
-    Args:
-        **kwargs: Arguments of mmengine's hook.
+    holds one more than ``max_keep_ckpts``, and two best ones. It takes the arguments of mmengine's hook.
 
     Attributes:
         companion: What writes and removes other files together with checkpoints; set before training.

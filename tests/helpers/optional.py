@@ -17,6 +17,7 @@ FILES = {
         ["fastapi", "fastapi_offline", "prometheus_client", "python_multipart", "uvicorn"], "requirements/serve.txt"
     ),
     **dict.fromkeys(["onnx", "onnxruntime", "onnxscript", "peft", "selenium", "transformers"], "requirements/dev.txt"),
+    **dict.fromkeys(["mkdocs", "nbclient"], "requirements/docs.txt"),
 }
 
 

@@ -1,0 +1,1 @@
+"""What the documentation site is made by, beside its pages: hooks of MkDocs."""
