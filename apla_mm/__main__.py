@@ -99,7 +99,7 @@ def _module_of(name: str) -> Any:
         extra = next((name for name, packages in _EXTRAS.items() if package in packages), "mm")
         raise SystemExit(
             f"apla-mm {name} needs {package}, which is not installed here: it comes with 'apla_mm[{extra}]', which "
-            "README.md has under Install"
+            "the documentation has under Installation"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Configs small enough to train for one or two steps on a CPU within seconds."""
 
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from apla_mm.options.shared_options import apply_shared_options
 SEGMENTATION = ROOT / "configs/seg/apla_vitb_custom.py"
 
 #: backbone -> its size, small: widths shrink, every kind of stage and block stays
-_SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "APLAViT": dict(model_kwargs=dict(depth=4, embed_dim=32, num_heads=2), out_indices=(0, 1, 2, 3)),
     "VisionTransformer": dict(embed_dims=32, num_layers=4, num_heads=2, out_indices=(0, 1, 2, 3)),
     "SwinTransformer": dict(embed_dims=24, depths=(2, 2, 2, 2)),
@@ -21,11 +22,15 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def shrink(cfg: Config) -> None:
+def shrink(cfg: Config, sizes: Mapping[str, dict[str, Any]] = SIZES) -> None:
     """Reduce the sizes of images, model and schedule, in place, and start from random weights.
 
     Which parts there are, how they fit together, classes, hooks, losses and the optimizer stay as the file says; only
     stochastic depth is off.
+
+    Args:
+        cfg: Of a segmentor, detector or classifier.
+        sizes: Of each type of backbone.
     """
     divisor = (
         14
@@ -40,12 +45,12 @@ def shrink(cfg: Config) -> None:
         loader.update(num_workers=0, persistent_workers=False)
     cfg.train_dataloader.batch_size = 2
     if cfg.default_scope == "mmdet":
-        _shrink_detector(cfg)
+        _shrink_detector(cfg, sizes)
         return
     if cfg.default_scope == "mmpretrain":
-        _shrink_classifier(cfg)
+        _shrink_classifier(cfg, sizes)
         return
-    _shrink_backbone(cfg)
+    _shrink_backbone(cfg, sizes)
     for head in heads_of(cfg):
         if head.type == "EoMTHead":
             head.num_queries, head.train_cfg.num_points = 8, 64
@@ -61,13 +66,13 @@ def heads_of(cfg: Config) -> list[Any]:
     return [cfg.model.decode_head, *(auxiliary if isinstance(auxiliary, list) else [auxiliary])]
 
 
-def _shrink_detector(cfg: Config) -> None:
+def _shrink_detector(cfg: Config, sizes: Mapping[str, dict[str, Any]]) -> None:
     model = cfg.model
     stuff = model.get("panoptic_head", {}).get("num_stuff_classes")
     things = ["square", "disc"]
     classes = dict(thing_classes=things, stuff_classes=["ground"]) if stuff else dict(classes=things)
     apply_shared_options(cfg, classes)
-    _shrink_backbone(cfg)
+    _shrink_backbone(cfg, sizes)
     if model.type == "Mask2Former":
         model.data_preprocessor.pad_size_divisor = 56
         model.panoptic_head.num_queries, model.train_cfg.num_points = 8, 64
@@ -81,9 +86,9 @@ def _shrink_detector(cfg: Config) -> None:
         model.encoder.num_layers, model.decoder.num_layers = 1, 2
 
 
-def _shrink_classifier(cfg: Config) -> None:
+def _shrink_classifier(cfg: Config, sizes: Mapping[str, dict[str, Any]] = SIZES) -> None:
     backbone, head = cfg.model.backbone, cfg.model.head
-    kwargs = _SIZES["APLAViT"]["model_kwargs"]
+    kwargs = sizes["APLAViT"]["model_kwargs"]
     backbone.update(model_kwargs=kwargs, pretrained=False, apla=dict(r=2))
     head.in_channels = kwargs["embed_dim"] * (2 if backbone.output == "cls_token+mean" else 1)
 
@@ -98,9 +103,9 @@ def classification_config(data_root: Path, work_dir: Path, **options: Any) -> Co
     return _shorten(cfg, work_dir)
 
 
-def _shrink_backbone(cfg: Config) -> None:
+def _shrink_backbone(cfg: Config, sizes: Mapping[str, dict[str, Any]]) -> None:
     backbone = cfg.model.backbone
-    small = _SIZES[backbone.type]
+    small = sizes[backbone.type]
     model = cfg.model
     parts = [model.neck] if model.get("neck") else heads_of(cfg) if "decode_head" in model else [model.panoptic_head]
     if backbone.type == "APLAViT":
