@@ -1,5 +1,6 @@
 """A run as a plot."""
 
+import io
 import json
 from pathlib import Path
 
@@ -8,7 +9,16 @@ from matplotlib.figure import Figure
 SCORES = ("mIoU", "coco/segm_mAP", "coco/bbox_mAP")
 
 
-def plot_run(work_dir: Path) -> Figure:
+class Plot(Figure):
+    """A figure that draws itself in a notebook, whatever matplotlib is told there."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def plot_run(work_dir: Path) -> Plot:
     """The loss of training and the scores of validation, against steps.
 
     Args:
@@ -24,7 +34,7 @@ def plot_run(work_dir: Path) -> Figure:
         raise FileNotFoundError(f"'{work_dir}' has no log of a training run")
     scores = {line["step"]: line for line in lines if "loss" not in line and "lr" not in line}
     names = [name for name in SCORES if any(name in line for line in scores.values())]
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Plot(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(*zip(*sorted(losses.items()), strict=True))
     left.set(xlabel="step", ylabel="loss")

@@ -69,7 +69,8 @@ def test_a_segmentor_of_a_folder_and_its_delta_predict_what_the_test_command_doe
     drawn = found.draw()
     assert drawn.size == (72, 64) and found._repr_png_()[:4] == b"\x89PNG"
     assert "bright" in repr(found) or "dark" in repr(found)
-    assert len(trained.plot().axes) == 2
+    plot = trained.plot()
+    assert len(plot.axes) == 2 and plot._repr_png_().startswith(b"\x89PNG")
 
 
 def test_a_detector_of_a_folder_predicts_boxes_and_masks(tmp_path: Path) -> None:

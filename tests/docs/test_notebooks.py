@@ -30,7 +30,7 @@ def test_notebook(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     client.NotebookClient(notebook, timeout=600, startup_timeout=600, resources=resources).execute()
     if path.stem == "five_minutes":
         drawn = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
-        assert len(drawn) >= 2  # an image, a prediction
+        assert len(drawn) >= 3  # an image, a prediction, the plot
 
 
 def _add_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
