@@ -30,6 +30,11 @@ _SMALL = (
     "embeddings are stored for whole windows: pad them, or export with the --size of theirs"
 )
 
+_NOTHING = (
+    "the plain model finds no object in any of the images, so that nothing was compared: give images with objects by "
+    "--images, or lower model.test_cfg.rcnn.score_thr"
+)
+
 
 @dataclass
 class Exported:
@@ -123,6 +128,8 @@ def export_model(
                 except Exception as error:  # what exporters and runtimes raise is of many kinds
                     reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
                 if not reason:
+                    if checks.nothing_found:
+                        notes.append(_NOTHING)
                     os.replace(aside, out)
                     return Exported(out, [AXES[axis] for axis in free], checks.size, comparison, notes)
                 notes.append(f"{_said(free)} was refused: {reason}")
@@ -238,6 +245,11 @@ class _Checks:
                 expected.append(self._expected[path])
                 given.append(one_of_batch(results, i))
         return compare(expected, given)
+
+    @property
+    def nothing_found(self) -> bool:
+        """Whether the plain model is a detector that found no object in any image."""
+        return all("boxes" in found and not len(found["labels"]) for found in self._expected.values())
 
     def compare_small(
         self, run: Callable[[np.ndarray], dict[str, np.ndarray]], crop: tuple[int, int]

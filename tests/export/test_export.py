@@ -135,6 +135,13 @@ def test_detectors(name: str, tmp_path: Path, images: list[Path]) -> None:
         assert (given["masks"][found][ours][top] == expected.masks[theirs][top]).mean() > 0.999
 
 
+def test_a_comparison_of_nothing_is_told(tmp_path: Path, images: list[Path]) -> None:
+    cfg, checkpoint = small("mask-rcnn_vit-b16_full", tmp_path)
+    cfg.model.test_cfg.rcnn.score_thr = 0.99
+    exported = export_model(cfg, checkpoint, tmp_path / "model.onnx", images=images[:1], size=SIZE)
+    assert "finds no object" in exported.notes[-1]
+
+
 def test_panoptic_maps(tmp_path: Path, images: list[Path]) -> None:
     cfg, checkpoint = small("eomt_dinov2-l14_apla_8xb2-90k_coco-panoptic", tmp_path)
     cfg.model.test_cfg.update(object_mask_thr=0.4, iou_thr=0.3)
