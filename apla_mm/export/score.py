@@ -23,7 +23,7 @@ class Score(NamedTuple):
 
     Attributes:
         name: Of the metric's value: that by which the config keeps its best checkpoint, or the first.
-        value: As the metric gives it.
+        value: As the metric gives it; NaN where it gives none, as COCO's of no object at all.
         images: How many there were.
     """
 
@@ -74,7 +74,7 @@ def score(
                 metric.img_ids = ids
         values = evaluator.evaluate(number)
     name = _main(cfg, values)
-    return Score(name, float(values[name]), number)
+    return Score(name, float(values.get(name, "nan")), number)
 
 
 def _run_at(
@@ -122,4 +122,6 @@ def _add_results(sample: Any, results: Mapping[str, np.ndarray]) -> None:
 def _main(cfg: Config, values: Mapping[str, Any]) -> str:
     hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
     best = hook.get("save_best")
-    return best if isinstance(best, str) and best in values else next(iter(values))
+    if isinstance(best, str) and best != "auto" and (best in values or not values):
+        return best
+    return next(iter(values), "score")

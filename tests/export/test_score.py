@@ -80,6 +80,8 @@ def test_a_detectors_first_images(detection_config: Config) -> None:
     cfg.default_hooks.checkpoint = dict(save_best="coco/bbox_mAP")
     got = score(cfg, perfect, (height // 2, width // 2), 1)
     assert got == Score("coco/bbox_mAP", pytest.approx(1), 1)
+    nothing = score(cfg, lambda images: {k: v[:, -1:] for k, v in perfect(images).items()}, None, 2)
+    assert (nothing.name, nothing.images) == ("coco/bbox_mAP", 2) and np.isnan(nothing.value)
 
 
 def test_a_table() -> None:
