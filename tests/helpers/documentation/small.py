@@ -11,7 +11,6 @@ from wrapt import when_imported
 VIT = dict(depth=12, embed_dim=96, num_heads=2)
 
 
-@when_imported("timm")
 def _small_vits(timm: Any) -> None:
     create = timm.create_model
 
@@ -21,12 +20,16 @@ def _small_vits(timm: Any) -> None:
     timm.create_model = create_model
 
 
-@when_imported("yapf.yapflib.yapf_api")
 def _plain_text_of_configs(yapf_api: Any) -> None:
     """A run writes its config seven times, and formatting takes longer than all else."""
     yapf_api.FormatCode = lambda text, **how: (text, True)
 
 
-@when_imported("apla_mm.api.training")
 def _few_steps(training: Any) -> None:
     training.train.__kwdefaults__.update(steps=2, image_size=56, batch_size=2, workers=0)
+
+
+if __name__ == "sitecustomize":  # and not in the tests' own process, which reads VIT
+    when_imported("timm")(_small_vits)
+    when_imported("yapf.yapflib.yapf_api")(_plain_text_of_configs)
+    when_imported("apla_mm.api.training")(_few_steps)
