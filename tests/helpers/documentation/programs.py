@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import runpy
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[3]
 #: what --cfg-options of training are small by, whatever the page gives
@@ -164,8 +166,24 @@ def _parse_pip(arguments: list[str]) -> None:
         raise SystemExit(f"pip: {missing or arguments}")
 
 
+def _parse_curl(arguments: list[str]) -> None:
+    """The request must be one that the server answers, for a file that is there."""
+    import apla_mm.serve.app as app
+
+    parser = argparse.ArgumentParser("curl")
+    parser.add_argument("-F", "--form", action="append", default=[])
+    parser.add_argument("url")
+    args = parser.parse_args(arguments)
+    routes = re.findall(r'@app\.\w+\("([^"{]*)', Path(app.__file__).read_text())
+    path = urlsplit(args.url).path
+    missing = [form for form in args.form if not Path(form.partition("=@")[2]).is_file()]
+    if missing or not any(path == route or (route.endswith("/") and path.startswith(route)) for route in routes):
+        raise SystemExit(f"curl: {missing or path}")
+
+
 PARSERS: dict[str, Callable[[list[str]], None]] = {
     "apla-mm": _parse_apla_mm,
+    "curl": _parse_curl,
     "make": _parse_make,
     "pip": _parse_pip,
     "python": _parse_python,
