@@ -30,7 +30,7 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_large("some", limits) from None
+        raise _too_large("too many pixels", limits) from None
     except Exception:  # damaged headers fail in any way
         raise RefusedError(
             415, f"the upload is no image of {', '.join(FORMATS)}", "convert it, or send it again if it was cut off"
@@ -38,7 +38,7 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
     with image:
         width, height = image.size
         if width * height > limits.max_pixels:
-            raise _too_large(f"{width} x {height} =", limits)
+            raise _too_large(f"{width} x {height} pixels", limits)
         try:
             image.draft("RGB", (1, 1))  # of a JPEG, an eighth: enough to see whether all of it is there
             image.load()
@@ -53,6 +53,4 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
 
 
 def _too_large(size: str, limits: Limits) -> RefusedError:
-    return RefusedError(
-        413, f"the image has {size} pixels too many: {limits.max_pixels:,} are the limit", "send a smaller one"
-    )
+    return RefusedError(413, f"the image has {size}: {limits.max_pixels:,} are the limit", "send a smaller one")

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -118,3 +119,12 @@ def test_a_page_with_an_anchor_that_does_not_exist_does_not_build(tmp_path: Path
     (tmp_path / "mkdocs.yml").write_text((ROOT / "mkdocs.yml").read_text())
     done = run(sys.executable, "-m", "mkdocs", "build", "-d", tmp_path / "site", cwd=tmp_path, returncode=None)
     assert done.returncode == 1 and "#no-such-heading" in done.output
+
+
+def test_the_plot_of_the_evidence_is_its_tables() -> None:
+    spec = spec_from_file_location("evidence_plots", ROOT / "docs/scripts/evidence_plots.py")
+    assert spec and spec.loader
+    evidence_plots = module_from_spec(spec)
+    sys.modules[spec.name] = evidence_plots
+    spec.loader.exec_module(evidence_plots)
+    assert evidence_plots.PLOT.read_text() == evidence_plots.plot(), "run python docs/scripts/evidence_plots.py"
