@@ -101,7 +101,8 @@ def run(
     cfg = load_config(argparse.Namespace(**options, launcher="none", local_rank=0))
     shrink(cfg)
     cfg.randomness = dict(seed=0)
-    cfg.visualizer.name = name  # mmengine keeps one in a process for each name, with its folder
+    # mmengine keeps one in a process for each name, with its folder; a config may be run twice there
+    cfg.visualizer.name = f"{name}_{work_dir.name}"
     model = cfg.model.copy()
     pretrained = write_pretrained(cfg, work_dir / "pretrained.pth")
     runner = build_runner(cfg)
