@@ -27,21 +27,18 @@ PARSED_ALONE = {
     "torchrun ": "is for 8 GPUs",
     "tools/slurm_": "needs Slurm; tests/tools/test_slurm.py runs it beside a small one",
     "sbatch ": "needs Slurm; tests/tools/test_slurm.py runs it beside a small one",
-    "hf://": "needs a network",
     "WandbVisBackend": "needs wandb, which is not installed",
     "strategies/fsdp.py": "FSDP needs a group of processes; tests/tuning/test_fsdp.py has one",
     "apla-mm compare ": "trains for minutes; tests/commands/test_compare.py runs it small",
     "apla-mm forgetting ": "needs the runs of a comparison; tests/commands/test_compare.py runs it small",
     "apla-mm benchmark ": "measures full-sized models for minutes; tests/commands/test_benchmark.py runs it small",
-    "--int8 --benchmark": "measures five processes; tests/export/test_int8.py runs it",
+    "--int8 --benchmark": "measures five processes; tests/export/test_export.py runs it",
     "apla-mm serve ": "serves until it is stopped; tests/serve/test_server.py runs it",
     "curl ": "asks a server; tests/serve/test_app.py does",
     "apla-mm sweep ": "builds a thousand models; tests/commands/test_sweep.py runs it for a few",
     "-m pytest ": "is a test itself",
     "kill_and_resume.py": "takes minutes; tests/commands/test_kill_and_resume.py runs it with one kill",
-    "fuzz_delta.py": "takes half a minute; tests/delta/test_fuzz_delta.py runs it with fewer files",
     "demo/make_dataset.py": "tests/demo/test_run.py runs it",
-    "demo/two_tasks.py": "tests/demo/test_two_tasks.py runs it",
 }
 #: words of commands that stand for something of the reader's
 PLACEHOLDERS = {"CONFIG": "configs/seg/apla_vitb_custom.py", "PATH": "work_dirs/apla_vitb_custom/iter_2.pth"}
@@ -115,3 +112,10 @@ def run_named(text: str, world: World, work: Path) -> subprocess.CompletedProces
     if not arguments or "..." in arguments:
         return world.shell(f"apla-mm {name} --help", "run", work)
     return world.shell(shlex.join(["apla-mm", name, *arguments]), "parse", work)
+
+
+def test_what_is_parsed_alone_is_on_a_page_and_run_by_a_test_that_is_there() -> None:
+    code = [fill(f"{one.text}\n{one.argument}") for page in PAGES for one in code_in(ROOT / page, page)]
+    assert not [word for word in PARSED_ALONE if not any(word in text for text in code)]
+    named = re.findall(r"tests/[\w/]+\.py", " ".join(PARSED_ALONE.values()))
+    assert named and not [path for path in named if not (ROOT / path).is_file()]

@@ -84,6 +84,8 @@ CONFIG = "apla_mm::seg/apla_vitb_custom.py"
         (["make", "bench", "BENCH_ARGS=--count"], ["BENCH_ARGS=--no-such-option"]),
         (["make", "test"], ["no-such-target"]),
         (["pip", "install", "onnx"], ["--no-such-option"]),
+        (["curl", "-F", "image=@README.md", "http://127.0.0.1:8000/v1/predict/a"], ["--no-such-option"]),
+        (["curl", "http://127.0.0.1:8000/v1/tasks"], ["-F", "image=@no_such_file"]),
         (["torchrun", "--nproc-per-node", "8", "-m", "apla_mm", "train", CONFIG], ["--no-such-option"]),
         (["sbatch", "--nodes=2", "tools/slurm_requeue.sbatch", CONFIG], ["--no-such-option"]),
     ],
@@ -96,3 +98,5 @@ def test_what_is_parsed_alone_is_parsed(right: list[str], wrong: list[str], monk
         parse_program(right[0], [*right[1:], *wrong])
     with pytest.raises(SystemExit):
         parse_program("apla-mm", ["train", "no_such_config.py"])
+    with pytest.raises(SystemExit):
+        parse_program("curl", ["http://127.0.0.1:8000/v1/no_such_route"])
