@@ -105,7 +105,8 @@ class World:
         path = os.pathsep.join([str(self._programs), os.environ["PATH"]])
         python_path = os.pathsep.join([str(self._package), str(ROOT / "tests")])
         threads = dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLBACKEND="agg")
-        return {**os.environ, **ON_CPU, **threads, "PATH": path, "PYTHONPATH": python_path, "DOCUMENTATION_MODE": mode}
+        programs = dict(PATH=path, PYTHON="python", PYTHONPATH=python_path)  # PYTHON: tools/*.sh start what it names
+        return {**os.environ, **ON_CPU, **threads, **programs, "DOCUMENTATION_MODE": mode}
 
     def localise(self, text: str) -> str:
         """A command or script with the folder /data where it can be written."""
