@@ -27,11 +27,11 @@ from .loading.weights_check_hook import WeightsCheckHook
 from .models import APLAViT, SimpleFeaturePyramid
 from .options.launching import CPUDistributedDataParallel
 from .runs import file_backend  # noqa: F401  a backend, under a name of its own
-from .runs.atomic_checkpoint_hook import AtomicCheckpointHook
-from .runs.finite_loss_hook import FiniteLossHook
-from .runs.resume_check_hook import ResumeCheckHook
-from .runs.saved_buffers_hook import SavedBuffersHook
-from .runs.stop_signal_hook import StopSignalHook
+from .runs.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
+from .runs.hooks.finite_loss_hook import FiniteLossHook
+from .runs.hooks.resume_check_hook import ResumeCheckHook
+from .runs.hooks.saved_buffers_hook import SavedBuffersHook
+from .runs.hooks.stop_signal_hook import StopSignalHook
 from .runs.train_loop import ResumableTrainLoop
 from .tuning.apla_hook import APLAHook
 from .tuning.delta_hook import DeltaHook
@@ -41,7 +41,7 @@ from .tuning.heads.lean_inference_hook import LeanInferenceHook
 from .tuning.heads.mask_annealing_hook import MaskAnnealingHook
 from .tuning.optimizers.optim_wrapper import BFloat16OptimWrapper
 from .tuning.optimizers.optim_wrapper_constructor import TrainableOptimWrapperConstructor
-from .tuning.trainable_check_hook import TrainableCheckHook
+from .tuning.trained.trainable_check_hook import TrainableCheckHook
 from .tuning.training_log_hook import TrainingLogHook
 from .tuning.tuning_hook import TuningHook
 
@@ -82,4 +82,4 @@ for registry, parts in PARTS.items():
 MODULE2PACKAGE.setdefault("apla_mm", __name__)
 MODELS.register_module(name="LN2d", module=LayerNorm2d)  # for norm_cfg, under the name that mmpretrain gives its own
 # after mmseg's, from which it is derived: mmseg loads when a config's scope asks for it, and not before
-when_imported("mmseg.datasets.basesegdataset")(lambda _: import_module("apla_mm.formats.seg_list_dataset"))
+when_imported("mmseg.datasets.basesegdataset")(lambda _: import_module("apla_mm.formats.label_maps.seg_list_dataset"))

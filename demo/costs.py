@@ -9,7 +9,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 
 from apla_mm.measure.saved_tensors import SavedTensors
-from apla_mm.tuning.trainable import trainable_table
+from apla_mm.tuning.trained.trainable import trainable_table
 
 ROUNDS = 12
 WARM_UP = 2

@@ -22,7 +22,7 @@ from ..benchmark.report import format_rows, machine, plot
 from ..benchmark.variants import DTYPES, HEADS, Variant
 from ..config_files import config_argument
 from ..measure import compared_methods
-from ..method.recompute import MODES
+from ..method.memory.recompute import MODES
 from ..text import format_bytes
 from . import command_parser
 

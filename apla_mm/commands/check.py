@@ -24,8 +24,8 @@ from ..data.folders import check_folders
 from ..options.agreement.check import find_problems
 from ..options.command_line import add_common_arguments, build_runner, load_config
 from ..options.mixed_precision import enable_mixed_precision
+from ..runs.hooks.rehearsal_hook import Costs, RehearsalHook, RehearsedError
 from ..runs.peak_memory import device_memory, peak_memory
-from ..runs.rehearsal_hook import Costs, RehearsalHook, RehearsedError
 from ..text import format_bytes
 from . import command_parser
 

@@ -29,7 +29,7 @@ from ..convert.full_checkpoint import delta_of
 from ..delta import save_delta
 from ..delta.base_file import save_base
 from ..delta.weights_file import Weights, read_weights
-from ..method.selection import load_channels
+from ..method.channels.selection import load_channels
 from ..text import listed
 from . import command_parser, errors_in_one_line
 

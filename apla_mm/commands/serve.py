@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..serve.limits import Limits
+from ..serve.requests.limits import Limits
 from ..serve.server import Settings, serve
 from . import command_parser, errors_in_one_line
 

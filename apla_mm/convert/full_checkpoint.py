@@ -13,7 +13,7 @@ from ..delta import Delta, DeltaError, extract_delta_from_states
 from ..delta.base_file import BASE_FILE, base_name, merged_state
 from ..delta.weights_file import Weights
 from ..loading.delta_meta import APLA_KEY, chosen_in, extra_of, meta_of, scores_of, with_versions
-from ..method.selection import ChannelLists, load_channels
+from ..method.channels.selection import ChannelLists, load_channels
 from ..text import listed
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..method import PartialLinear
-from ..method.held_weight import HeldWeight
+from ..method.memory.held_weight import HeldWeight
 from ..method.partial_linear import TrainedChannels
 from ..methods.lora_linear import LoRALinear
 from ..text import listed

@@ -18,8 +18,8 @@ from mmengine.config import Config
 from ..delta.atomic_file import SUFFIX
 from .check_images import find_images, flipped_copy, resized_copy, size_of
 from .load import class_names, exported_module, load_model
+from .modules.ready import fix_positions, make_ready
 from .onnx_file import AXES, OPSET, OnnxModel, write_onnx
-from .ready import fix_positions, make_ready
 from .reference import Comparison, compare, one_of_batch, predict_plain, read_image
 from .torch_file import TorchModel, write_program, write_torchscript
 

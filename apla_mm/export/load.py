@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..loading.checkpoint_reader import load_from_apla_mm
 from ..method import merge
 from ..text import listed
-from .images import prepare_images
+from .modules.images import prepare_images
 
 
 def load_model(cfg: Config, checkpoint: str | Path, merged: bool = True) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -87,7 +87,7 @@ def _kind(model: nn.Module) -> Any:
     if scope == "mmseg":
         from mmseg.models.segmentors import EncoderDecoder
 
-        from .segmentor import ExportedSegmentor
+        from .modules.segmentor import ExportedSegmentor
 
         if isinstance(model, EncoderDecoder):
             return ExportedSegmentor
@@ -96,15 +96,15 @@ def _kind(model: nn.Module) -> Any:
         from mmdet.models.detectors.base_detr import DetectionTransformer
 
         if type(model) in (FasterRCNN, MaskRCNN):
-            from .two_stage import ExportedTwoStage
+            from .modules.two_stage import ExportedTwoStage
 
             return ExportedTwoStage
         if type(model) is Mask2Former:
-            from .mask_queries import ExportedMaskQueries
+            from .modules.mask_queries import ExportedMaskQueries
 
             return ExportedMaskQueries
         if isinstance(model, DetectionTransformer):
-            from .detr import ExportedDETR
+            from .modules.detr import ExportedDETR
 
             return ExportedDETR
     raise ValueError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..internals import without_graphs
-from .onnx_ops import exact_linspace
+from .modules.onnx_ops import exact_linspace
 
 #: of ONNX's operators: NonMaxSuppression, RoiAlign with half pixels, GridSample and Resize as torch has them
 OPSET = 20

@@ -12,7 +12,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from .images import test_pipeline
+from .modules.images import test_pipeline
 
 
 class Comparison(NamedTuple):

@@ -8,9 +8,9 @@ from ..data.reading import DataError
 from .coco import find_coco
 from .files import Files
 from .found import FoundData
+from .label_maps.seg_pairs import find_pairs
+from .label_maps.segmentation import find_segmentation
 from .objects import Source
-from .seg_pairs import find_pairs
-from .segmentation import find_segmentation
 from .voc import find_voc
 from .voc_lists import find_voc_pairs
 from .yolo import find_yolo

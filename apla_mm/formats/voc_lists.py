@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from ..data.reading import DataError
 from ..text import quoted
 from .files import Files
-from .seg_pairs import Pairs
+from .label_maps.seg_pairs import Pairs
 
 
 def find_voc_pairs(files: Files) -> Pairs | None:

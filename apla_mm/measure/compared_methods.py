@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method import adapt, find_projections
-from ..method.selection import random_channels, resolve_r
+from ..method.channels.selection import random_channels, resolve_r
 from ..methods import TuningMethod, build_method, method_text
 from ..methods.tuning_method import Merged
 
@@ -34,7 +34,7 @@ def compared_methods(r: Sequence[int | float | str], recompute: Sequence[str]) -
 
     Args:
         r: Channels of each projection, for APLA; the first also for the split projections.
-        recompute: Modes of :func:`~apla_mm.method.recompute.set_recompute`, for APLA with the first ``r``.
+        recompute: Modes of :func:`~apla_mm.method.memory.recompute.set_recompute`, for APLA with the first ``r``.
     """
     return [
         _named("full fine-tuning", type="full"),

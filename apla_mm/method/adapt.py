@@ -11,15 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 from .attention.fused import fused_kind
 from .attention.multihead import ProjectedMultiheadAttention, check_multihead
 from .blocks import choose_blocks
-from .class_change import Changed, change, change_back
-from .frozen_dtype import check_frozen_dtype, hold_frozen, release_frozen
-from .names import projection_of
-from .partial_linear import PartialLinear
-from .projections import Attentions, Projection, also_known, attention_names, find_projections
-from .recompute import set_recompute
-from .report import AdaptedProjection, Report
-from .scores import row_norms
-from .selection import (
+from .channels.scores import row_norms
+from .channels.selection import (
     ChannelLists,
     Selection,
     by_projection,
@@ -29,6 +22,13 @@ from .selection import (
     resolve_r,
     top_channels,
 )
+from .class_change import Changed, change, change_back
+from .memory.frozen_dtype import check_frozen_dtype, hold_frozen, release_frozen
+from .memory.recompute import set_recompute
+from .names import projection_of
+from .partial_linear import PartialLinear
+from .projections import Attentions, Projection, also_known, attention_names, find_projections
+from .report import AdaptedProjection, Report
 from .wrappers import is_wrapper
 
 
@@ -57,7 +57,7 @@ def adapt(
             default.
         seed: Draws the channels, together with each projection's name; 0 by default.
         selection: ``'random'``, or ``'magnitude'`` for the rows of W_O with the largest norms in the weights that are
-            there. By data, :func:`~.select.select_channels` gives lists for ``channels``.
+            there. By data, :func:`~.channels.select.select_channels` gives lists for ``channels``.
         channels: The channels of each projection by name instead, or a JSON file of them; ``block_0`` and so on, as in
             the files of the paper's authors, mean the blocks' projections.
         blocks: Which attentions are adapted: ``'all'``, the last k (an int), a list of positions in the model's order,
@@ -65,12 +65,12 @@ def adapt(
         trainable: Shell-style patterns of names of further parameters that train, such as ``'head.*'``. Of a
             projection the chosen channels train and no others, whatever matches it.
         recompute: What blocks compute again in backward instead of keeping it: ``'none'``, ``'mlp'``, ``'linear'`` or
-            ``'block'``; see :func:`~.recompute.set_recompute`.
+            ``'block'``; see :func:`~.memory.recompute.set_recompute`.
         attentions: Further kinds of attention, for this call alone: ``{'package.module.Class': 'path.of.projection'}``.
             They win over what is known. A path of None leaves modules of that class frozen.
         frozen_dtype: What frozen weights of linear layers and convolutions are held in on the device: ``'bfloat16'``
             for training under bfloat16 autocast, with the same outputs and gradients; see
-            :func:`~.frozen_dtype.hold_frozen`. ``'float32'`` leaves them alone.
+            :func:`~.memory.frozen_dtype.hold_frozen`. ``'float32'`` leaves them alone.
 
     Returns:
         The report.

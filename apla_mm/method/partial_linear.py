@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .channels.selection import Selection
 from .class_change import Changed, change
-from .selection import Selection
 
 
 def _is_exporting() -> bool:
@@ -212,7 +212,7 @@ class PartialLinear(Changed, nn.Linear):
         if not trained.leads and not isinstance(weight, nn.Parameter) and weight._is_view():
             raise RuntimeError(
                 "the weight of an adapted projection is a view of another tensor, as in FullyShardedDataParallel: "
-                "before that, give the model to apla_mm.method.sharding.keep_whole, or train with APLAFSDPStrategy"
+                "before that, call apla_mm.method.memory.sharding.keep_whole, or train with APLAFSDPStrategy"
             )
         if weight.requires_grad:
             raise RuntimeError(
@@ -270,7 +270,7 @@ class PartialLinear(Changed, nn.Linear):
             raise RuntimeError(
                 f"the {name} of an adapted projection cannot be a {type(value).__name__}, as in fully_shard (FSDP2): "
                 "what trains could not be merged into it; use FullyShardedDataParallel with "
-                "apla_mm.method.sharding.keep_whole"
+                "apla_mm.method.memory.sharding.keep_whole"
             )
         super().__setattr__(name, value)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .channels import channels_of
+from .channels.trained import channels_of
 
 
 @dataclass(frozen=True)

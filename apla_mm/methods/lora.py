@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..method.attention.recognition import reads_weight_of
-from ..method.recompute import set_recompute
+from ..method.memory.recompute import set_recompute
 from ..text import first_few, quoted
 from .lora_linear import LoRALinear
 from .tuning_method import Merged, check_plain
@@ -29,7 +29,7 @@ class LoRA(Merged):
             ends of names or shell-style patterns of names: ``['attn.proj', '*.mlp.*']``. Layers that the backbone has
             frozen itself stay as they are.
         seed: Draws A, together with each layer's name.
-        recompute: What blocks compute again in backward; see :func:`~apla_mm.method.recompute.set_recompute`.
+        recompute: What blocks compute again in backward; see :func:`~apla_mm.method.memory.recompute.set_recompute`.
     """
 
     r: int = 8

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..method import find_projections
-from ..method.recompute import set_recompute
+from ..method.memory.recompute import set_recompute
 from ..text import quoted
 from .kinds import bias_names, norm_names
 from .tuning_method import Merged, check_plain
@@ -17,7 +17,7 @@ class _Recomputing(Merged):
     """A method beside which blocks may compute again.
 
     Args:
-        recompute: What they compute again in backward; see :func:`~apla_mm.method.recompute.set_recompute`.
+        recompute: What they compute again in backward; see :func:`~apla_mm.method.memory.recompute.set_recompute`.
     """
 
     recompute: str = "none"

@@ -19,13 +19,13 @@ from starlette.responses import JSONResponse, Response
 
 from .. import __version__
 from .folder import TaskFolder
-from .images import FORMATS, decode
-from .limits import Limits, RefusedError
 from .metrics import Metrics
-from .rest_of_body import RestOfBody
-from .results import Format, encode
+from .requests.images import FORMATS, decode
+from .requests.limits import Limits, RefusedError
+from .requests.rest_of_body import RestOfBody
+from .requests.results import Format, encode
+from .requests.uploads import read_upload
 from .task import Task
-from .uploads import read_upload
 from .worker import UnfitImageError, Worker
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ import uvicorn
 from .app import make_app
 from .base import Base
 from .folder import TaskFolder
-from .limits import Limits
 from .metrics import Metrics
+from .requests.limits import Limits
 from .worker import Worker
 
 _log = logging.getLogger("apla_mm.serve")

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..api.prediction import Prediction
 from ..api.predictor import Prepared
-from .limits import Limits
 from .metrics import Metrics
+from .requests.limits import Limits
 from .task import Task
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..method import PartialLinear, Report, find_projections
+from ..method.channels.late_channels import adapt_before_loading
 from ..method.class_change import Changed, change_back
-from ..method.late_channels import adapt_before_loading
 from ..method.wrappers import unwrapped
 from .frozen_parts import check_not_frozen_by_itself, check_train_keeps, modes_kept, requires_grad_of
 from .optimizers.parameter_groups import optimizers_of

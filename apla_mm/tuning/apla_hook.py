@@ -14,10 +14,10 @@ from ..loading.base_from_config import prepare_to_load
 from ..loading.delta_meta import APLA_KEY, CHANNELS_KEY, as_json
 from ..loading.weights_check_hook import add_weights_check
 from ..method import Report
-from ..method.channels import channels_of
-from ..method.frozen_dtype import held_names
-from ..method.late_channels import awaiting
-from ..method.selection import Selection
+from ..method.channels.late_channels import awaiting
+from ..method.channels.selection import Selection
+from ..method.channels.trained import channels_of
+from ..method.memory.frozen_dtype import held_names
 from ..method.wrappers import is_wrapper, unwrapped
 from ..processes import in_every_process
 from ..text import quoted
@@ -26,8 +26,8 @@ from .apla_options import check_options
 from .channel_selection import check_can_select, select_channels_of, take_recorded_channels
 from .frozen_parts import frozen_by_itself, requires_grad_of, trainable_names
 from .fsdp import check_strategy
-from .kept_training_hook import KeptTrainingHook, check_method_was_read
-from .trainable_check_hook import is_training
+from .trained.kept_training_hook import KeptTrainingHook, check_method_was_read
+from .trained.trainable_check_hook import is_training
 
 
 class APLAHook(KeptTrainingHook):

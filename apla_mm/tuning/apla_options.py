@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..method.selection import Selection
+from ..method.channels.selection import Selection
 
 #: with none of these the hook adapts nothing
 _CHOOSING = ("r", "channels", "blocks")

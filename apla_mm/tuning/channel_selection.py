@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ..internals import train_dataloader_config
 from ..loading.delta_meta import CHANNELS_KEY
 from ..method import PartialLinear, Report
-from ..method.late_channels import awaiting, choose_channels
-from ..method.scores import gradient_statistics, row_norms, scores_of, scoring_copy
-from ..method.selection import ChannelLists, Selection, top_channels
+from ..method.channels.late_channels import awaiting, choose_channels
+from ..method.channels.scores import gradient_statistics, row_norms, scores_of, scoring_copy
+from ..method.channels.selection import ChannelLists, Selection, top_channels
 from ..method.wrappers import unwrapped
 from ..processes import in_every_process
 from ..runs.seeding import generators_kept, seed_all, seed_of_rank

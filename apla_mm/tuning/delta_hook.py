@@ -20,7 +20,7 @@ from ..loading.delta_meta import BASE_KEY, chosen_in, extra_of, scores_of
 from ..method.wrappers import unwrapped
 from ..processes import in_main_process
 from ..text import listed
-from .trainable_check_hook import is_training
+from .trained.trainable_check_hook import is_training
 
 
 class DeltaHook(Hook):

@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
-from ..method.recompute import blocks_of
-from ..method.sharding import keep_whole
+from ..method.memory.recompute import blocks_of
+from ..method.memory.sharding import keep_whole
 from ..options.sync_bn import sync_bn_to_bn
 
 

@@ -16,9 +16,9 @@ from ..method.wrappers import is_wrapper, unwrapped
 from ..methods import APLA, Full, build_method, read_method
 from ..processes import in_every_process
 from .adapt_runner import check_checkpointing, find_target, wrap_anew
-from .kept_training_hook import KeptTrainingHook, check_method_was_read
 from .prepare_runner import check_same_parameters, prepare_runner
-from .trainable_check_hook import is_training
+from .trained.kept_training_hook import KeptTrainingHook, check_method_was_read
+from .trained.trainable_check_hook import is_training
 from .unmerged import restore, unmerged_of
 
 METHOD_KEY = "method"  #: of the method in a checkpoint's ``meta``

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from apla_mm.method import PartialLinear, adapt, merge
 from apla_mm.method.class_change import Changed
-from apla_mm.method.recompute import MODES
+from apla_mm.method.memory.recompute import MODES
 from apla_mm.models.backbones import APLAViT
 
 pytestmark = pytest.mark.slow

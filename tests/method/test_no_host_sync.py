@@ -6,7 +6,7 @@ from helpers.nets import tiny_vit
 from mmseg.models.backbones import SwinTransformer, VisionTransformer
 
 from apla_mm.method import adapt
-from apla_mm.method.recompute import MODES
+from apla_mm.method.memory.recompute import MODES
 
 MODELS = {
     "timm ViT": lambda: tiny_vit(img_size=64, num_classes=0),

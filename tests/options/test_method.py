@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from apla_mm.methods import METHODS
 from apla_mm.options.method import CHECKS, HOOK_ALONE, set_method
 from apla_mm.tuning.apla_hook import APLAHook
-from apla_mm.tuning.trainable_check_hook import TrainableCheckHook
+from apla_mm.tuning.trained.trainable_check_hook import TrainableCheckHook
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(path for kind in ("cls", "det", "seg") for path in (FOLDER / kind).glob("*.py"))

@@ -30,9 +30,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.measure import CountedBuckets
-from apla_mm.method.channels import channels_of
+from apla_mm.method.channels.trained import channels_of
 from apla_mm.options.launching import join_processes, prepare_launch
-from apla_mm.runs.saved_buffers_hook import SavedBuffersHook
+from apla_mm.runs.hooks.saved_buffers_hook import SavedBuffersHook
 from apla_mm.tuning.adapt_runner import unwrapped
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apla_mm.serve.limits import Limits
 from apla_mm.serve.metrics import Metrics
+from apla_mm.serve.requests.limits import Limits
 from apla_mm.serve.worker import UnfitImageError, Worker
 
 PIXELS = np.zeros((10, 10, 3), np.uint8)

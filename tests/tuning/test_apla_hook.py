@@ -14,10 +14,10 @@ from torch import nn
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.method import PartialLinear
-from apla_mm.method.channels import channels_digest, channels_of
-from apla_mm.tuning import trainable_check_hook
+from apla_mm.method.channels.trained import channels_digest, channels_of
 from apla_mm.tuning.apla_hook import APLAHook
-from apla_mm.tuning.trainable import format_trainable, trainable_table
+from apla_mm.tuning.trained import trainable_check_hook
+from apla_mm.tuning.trained.trainable import format_trainable, trainable_table
 
 FIRST_STEP = re.compile(r"first step: (\d+) of (\d+) trained tensors changed, 0 of (\d+) frozen ones")
 NEVER_MOVED = "tensors that should train have not changed"

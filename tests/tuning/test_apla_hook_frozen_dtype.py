@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from apla_mm.loading.checkpoint_reader import read_checkpoint
-from apla_mm.method.frozen_dtype import held_names
+from apla_mm.method.memory.frozen_dtype import held_names
 
 PARTS = ("state_dict", "ema_state_dict", "optimizer")
 

@@ -8,7 +8,7 @@ from helpers.optional import needs
 
 from apla_mm.measure import SavedTensors
 from apla_mm.method import adapt
-from apla_mm.method.recompute import MODES, set_recompute
+from apla_mm.method.memory.recompute import MODES, set_recompute
 
 pytestmark = pytest.mark.slow
 

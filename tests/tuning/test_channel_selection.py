@@ -27,8 +27,8 @@ from apla_mm.delta import load_delta
 from apla_mm.loading.base_from_config import delta_path
 from apla_mm.loading.checkpoint_reader import read_checkpoint
 from apla_mm.method import merge, select_channels
-from apla_mm.method.channels import channels_of
-from apla_mm.method.selection import Selection
+from apla_mm.method.channels.selection import Selection
+from apla_mm.method.channels.trained import channels_of
 from apla_mm.tuning.apla_hook import APLAHook
 
 PREFIX = "backbone.vit."

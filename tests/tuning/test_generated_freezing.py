@@ -15,7 +15,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from apla_mm.tuning.trainable import trainable_table
+from apla_mm.tuning.trained.trainable import trainable_table
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from ...delta.atomic_file import write_atomic
 from ...measure import peak_bytes
 from ...method.wrappers import unwrapped
-from ...tuning.trainable import trainable_table
+from ...tuning.trained.trainable import trainable_table
 from .run_trial import SCORED, TRAINED
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...method import Report, find_projections
-from ...method.late_channels import adapt_before_loading
+from ...method.channels.late_channels import adapt_before_loading
 from .image_features import VECTORS, check_vectors, image_vectors, norm_of_vectors, width_of_vectors
 from .pretrained import Source, read_pretrained
 from .query_blocks import check_query_blocks, query_blocks

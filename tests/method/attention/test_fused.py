@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from apla_mm.measure import SavedTensors
 from apla_mm.method import adapt, find_projections, merge
 from apla_mm.method.attention.fused import FusedAttention
-from apla_mm.method.recompute import MODES, set_recompute
+from apla_mm.method.memory.recompute import MODES, set_recompute
 
 PICTURES, W, WINDOW, C, HEADS = 2, 3, (2, 3), 8, 2
 N = WINDOW[0] * WINDOW[1]

@@ -1,0 +1,1 @@
+"""Segmentation data: images and label maps that belong together, their labels, colours and classes."""

@@ -1,0 +1,1 @@
+"""What an adapted model keeps: frozen weights in half precision or sharded, activations computed again."""
