@@ -16,9 +16,19 @@ from ..text import quoted
 from .trials.run_trial import FAILED, SCORED, TRAINED, run_trial
 from .trials.splits import Split, draw_fraction, hold_out
 from .trials.study import Scores, Study
-from .trials.trial import PREDICTIONS, Trial, annotations_of_test, for_final, for_search, items_of, set_rates
+from .trials.trial import (
+    PREDICTIONS,
+    Trial,
+    annotations_of_test,
+    classes_of,
+    for_final,
+    for_search,
+    items_of,
+    set_rates,
+)
 
 STUDY = "study.json"
+CHOSEN = "chosen.json"  #: the rates of each method's final runs, by fraction
 
 
 class Comparison:
@@ -33,7 +43,8 @@ class Comparison:
         train_args: Further arguments of ``apla-mm train``.
 
     Raises:
-        ValueError: The folder is that of a comparison with other settings.
+        ValueError: The folder is that of a comparison with other settings, or a method there has had more trials than
+            the study gives to all.
     """
 
     def __init__(
@@ -52,6 +63,7 @@ class Comparison:
         self.annotations = annotations_of_test(cfg)
         self._draws_labels = cfg.get("default_scope") == "mmseg"
         self._remember()
+        study.check_even(self.scores())
 
     def scores(self) -> dict[Trial, float | None]:
         """Of all trials in the folder that have ended; None of those that failed, or whose score is no number.
@@ -71,7 +83,11 @@ class Comparison:
                 found[trial] = self._score(record["scores"] if search else record, result)
         return found
 
-    def _score(self, scores: Mapping[str, float | None], file: Path) -> float | None:
+    def _score(self, scores: Mapping[str, float | None] | None, file: Path) -> float | None:
+        if scores is None:
+            raise ValueError(f"training ended without a validation, which its learning rate is judged by: {file}")
+        if not scores:
+            return 0.0  # all that mmdet's CocoMetric says of a detector that found nothing
         if self.metric not in scores:
             raise ValueError(
                 f"runs are scored by '{self.metric}', and that is none of what the evaluator gave, {quoted(scores)} "
@@ -98,7 +114,7 @@ class Comparison:
         if trial.kind == "search":
             for_search(cfg, self.items(), self.split(trial.fraction), folder)
         else:
-            for_final(cfg, draw_fraction(names, trial.fraction, trial.seed), folder)
+            for_final(cfg, self.items(), draw_fraction(names, trial.fraction, trial.seed), folder)
         cfg.dump(str(folder / "config.py"))
         write_atomic((json.dumps(asdict(trial)) + "\n").encode(), folder / "trial.json")
         return folder
@@ -107,10 +123,25 @@ class Comparison:
         """The paths of the test set's images."""
         return [item.name for item in items_of(self.load({}), "test_dataloader")]
 
+    def test_classes(self) -> tuple[str, ...]:
+        """The test set's classes."""
+        return classes_of(self.load({}), "test_dataloader")
+
     def forget_failures(self) -> None:
         """Have the trials that ended in an error run again."""
         for file in self.folder.glob(f"*/*/*/*/{FAILED}"):
             file.unlink()
+
+    def keep_chosen(self) -> None:
+        """Write down which rates are chosen: runs of others may lie in the folder, from before more were tried."""
+        scores, file = self.scores(), self.folder / CHOSEN
+        chosen = json.loads(file.read_text()) if file.exists() else {}
+        for method in self.study.methods:
+            for fraction in self.study.fractions:
+                if finals := self.study.finals(scores, method, fraction):
+                    rates = dict(lr=finals[0].lr, head_lr=finals[0].head_lr)
+                    chosen.setdefault(method, {})[f"{fraction:g}"] = rates
+        write_atomic((json.dumps(chosen, indent=1) + "\n").encode(), file)
 
     def split(self, fraction: float) -> Split:
         """What the trials of a fraction train on, and are scored on."""

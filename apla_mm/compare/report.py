@@ -113,11 +113,13 @@ def _runs(comparison: Comparison, method: str, fraction: float) -> list[tuple[li
     if kind not in ("bbox", "segm") or not comparison.annotations:
         return []
     files = [folder / f"{PREDICTIONS}.{kind}.json" for folder in folders]
-    return [average_precision(file, comparison.annotations, kind) for file in files if file.exists()]
+    classes = comparison.test_classes()
+    return [average_precision(file, comparison.annotations, kind, classes) for file in files if file.exists()]
 
 
 def write_report(comparison: Comparison, title: str) -> None:
     """Write ``report.md`` and ``report.html`` into a comparison's folder."""
+    comparison.keep_chosen()
     rows = rows_of(comparison)
     parts = [f"# {title}", _about(comparison), _results(rows, comparison.metric)]
     for fraction in comparison.study.fractions:

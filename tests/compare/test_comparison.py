@@ -89,6 +89,35 @@ def test_a_metric_that_the_evaluator_does_not_give_ends_it_after_the_first_trial
         comparison.scores()
 
 
+def test_a_detector_that_found_nothing_scores_zero_and_no_validation_is_told(
+    segmentation_config: Config, tmp_path: Path
+) -> None:
+    comparison = make(segmentation_config, tmp_path / "out", Study(("full",), head_lr=1e-3))
+    search, final = (Trial(kind, "full", 1.0, 0, 1e-4, 1e-3) for kind in ("search", "final"))
+    record = comparison.prepare(search) / "trained.json"
+    record.write_text(json.dumps(dict(scores={})))
+    (comparison.prepare(final) / "scored.json").write_text("{}")
+    assert comparison.scores() == {search: 0.0, final: 0.0}
+    record.write_text(json.dumps(dict(scores=None)))
+    with pytest.raises(ValueError, match="training ended without a validation"):
+        comparison.scores()
+
+
+def test_no_method_has_more_trials_than_the_others(segmentation_config: Config, tmp_path: Path) -> None:
+    rates = (1e-5, 3e-5, 1e-4, 3e-4)
+    seven = make(segmentation_config, tmp_path / "out", Study(("full",), trials=7, head_lr=1e-3))
+    for rate in rates:
+        trial = Trial("search", "full", 1.0, 0, rate, 1e-3)
+        (seven.prepare(trial) / "trained.json").write_text(json.dumps(dict(scores=dict(mIoU=40.0))))
+    make(segmentation_config, tmp_path / "out", Study(("full", "lora:r=2"), trials=4, head_lr=1e-3))
+    make(segmentation_config, tmp_path / "out", Study(("lora:r=2",), trials=3, head_lr=1e-3))
+    with pytest.raises(ValueError, match=r"full, fraction 1: 4 learning rates were tried.*give --trials 4"):
+        make(segmentation_config, tmp_path / "out", Study(("full", "lora:r=2"), trials=3, head_lr=1e-3))
+    starts = {"full": (1e-6, 3e-6)}
+    with pytest.raises(ValueError, match=r"they would be 6, more than the 5 trials of the others"):
+        make(segmentation_config, tmp_path / "out", Study(("full",), trials=5, head_lr=1e-3, starts=starts))
+
+
 class Done:
     """A job that has ended."""
 
@@ -120,7 +149,9 @@ def test_more_trials_later_and_a_trial_that_is_killed(segmentation_config: Confi
         study = Study(("full",), seeds=1, trials=trials, head_lr=1e-3, starts=starts)
         scores = make(segmentation_config, out, study).run(submit, 1, told.append)
         assert len(scores) == len(started) == len(set(started)) == len(told)
+        make(segmentation_config, out, study).keep_chosen()
     finals = [trial.lr for trial in started if trial.kind == "final"]
+    assert json.loads((out / "chosen.json").read_text()) == {"full": {"1": dict(lr=finals[1], head_lr=1e-3)}}
     assert finals == [3e-5, study.rate(scores, "full", 1.0)] and finals[1] < 2e-5
 
     study = Study(("full", "head"), seeds=1, trials=4, head_lr=1e-3, starts=starts)

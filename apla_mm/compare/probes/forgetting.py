@@ -17,6 +17,7 @@ from ...loading.base_from_config import initial_state
 from ...loading.checkpoint_reader import read_checkpoint
 from ...measure.similarity import linear_cka
 from ...text import listed, table
+from ..comparison import CHOSEN
 from ..trials.run_trial import SCORED
 from ..trials.trial import Trial
 from .probe import ProbeData, features_of, probe_scores, samples_of
@@ -70,18 +71,24 @@ def _change(scores: Sequence[float], base: float) -> str:
 
 
 def final_runs(folder: Path) -> Iterator[tuple[Trial, Path]]:
-    """The final runs of a comparison that have ended, and their folders.
+    """The final runs of a comparison that have ended, at the rates that are chosen, and their folders.
 
     Raises:
         ValueError: There is none.
     """
+    chosen = json.loads((folder / CHOSEN).read_text()) if (folder / CHOSEN).exists() else {}
     found = 0
     for file in sorted(folder.glob("final/*/*/*/trial.json")):
-        if (file.parent / SCORED).exists():
+        trial = Trial(**json.loads(file.read_text()))
+        rates = chosen.get(trial.method, {}).get(f"{trial.fraction:g}")
+        if rates == dict(lr=trial.lr, head_lr=trial.head_lr) and (file.parent / SCORED).exists():
             found += 1
-            yield Trial(**json.loads(file.read_text())), file.parent
+            yield trial, file.parent
     if not found:
-        raise ValueError(f"{folder} has no final run that has ended: it should be the --work-dir of a comparison")
+        raise ValueError(
+            f"{folder} has no final run that has ended and is in the report: it should be the --work-dir of a "
+            "comparison, whose report apla-mm compare ... --report-only writes again"
+        )
 
 
 def forgetting(

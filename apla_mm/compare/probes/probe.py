@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -16,6 +17,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+
+from ...formats.files import split_of_name, words_of
+from ...text import listed
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 IGNORED = 255
@@ -45,7 +49,8 @@ def probe_data(folder: Path, most: int | None = None) -> ProbeData:
         most: Images, evenly spread over all in the order of their names; None for all.
 
     Raises:
-        ValueError: It has neither, an image has no label map, or there are fewer than two classes.
+        ValueError: It has neither, an image has no label map, there are fewer than two classes, or they are named as
+            splits, or as images, are.
     """
     if (folder / "annotations").is_dir():
         images = _images_in(folder / "images")
@@ -61,6 +66,10 @@ def probe_data(folder: Path, most: int | None = None) -> ProbeData:
             raise ValueError(
                 f"{folder} must have a folder for each of two or more classes, or images/ and annotations/"
             )
+        if all(split_of_name(own.name) for own in classes):
+            raise ValueError(f"{folder} has {listed(own.name for own in classes)}, which are splits: give one of them")
+        if kinds := [own.name for own in classes if set(words_of(own.name)) <= {"image", "images", "img", "imgs"}]:
+            raise ValueError(f"{folder}/{kinds[0]} is no class: label maps of its images go into {folder}/annotations")
         pairs = [(file, label) for label, own in enumerate(classes) for file in _images_in(own)]
     if most and most < len(pairs):
         pairs = [pairs[i * len(pairs) // most] for i in range(most)]
@@ -95,15 +104,26 @@ def features_of(
 
 def _read(files: Sequence[Path], size: int) -> Iterator[Tensor]:
     for file in files:
-        image = cv2.resize(_opened(file, cv2.IMREAD_COLOR), (size, size), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(_read_image(file), (size, size), interpolation=cv2.INTER_AREA)
         yield torch.from_numpy(image).permute(2, 0, 1)
 
 
-def _opened(file: Path, how: int) -> NDArray[Any]:
-    image = cv2.imread(str(file), how)
+def _read_image(file: Path) -> NDArray[Any]:
+    image = cv2.imread(str(file), cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f"{file} cannot be read as an image")
     return image
+
+
+def _read_labels(file: Path) -> NDArray[Any]:
+    try:
+        labels = np.asarray(Image.open(file))  # of a palette: the indices
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read as a label map: {error}") from error
+    if labels.ndim != 2 or labels.max() > IGNORED:
+        found = f"{labels.shape[2]} channels" if labels.ndim != 2 else f"labels up to {labels.max()}"
+        raise ValueError(f"the label map {file} has {found}: expected one channel and labels up to {IGNORED}")
+    return labels.astype(np.uint8)
 
 
 def _last_map(outputs: Any) -> Tensor:
@@ -139,7 +159,7 @@ def samples_of(features: Tensor, data: ProbeData, most: int = 4000) -> Samples:
     maps = [label for label in data.labels if isinstance(label, Path)]
     if not maps:
         return Samples(features.mean((1, 2)).numpy(), np.array(data.labels), np.arange(count))
-    labels = np.stack([_patch_labels(_opened(file, cv2.IMREAD_UNCHANGED), height, width) for file in maps])
+    labels = np.stack([_patch_labels(_read_labels(file), height, width) for file in maps])
     known = np.flatnonzero(labels.ravel() != IGNORED)
     known = known[np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int)]
     return Samples(features.reshape(-1, channels).numpy()[known], labels.ravel()[known], known // (height * width))

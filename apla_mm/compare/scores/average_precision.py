@@ -2,7 +2,8 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ class _Category:
     present: Array
 
 
-def average_precision(predictions: Path, annotations: Path, kind: str) -> tuple[list[str], ScoreOf]:
+def average_precision(
+    predictions: Path, annotations: Path, kind: str, classes: Sequence[str]
+) -> tuple[list[str], ScoreOf]:
     """A run's AP, averaged over overlaps from 0.5 to 0.95, of all sizes, with 100 detections an image.
 
     A category of which the drawn images have no object does not count, as in pycocotools. An image that is drawn twice
@@ -40,6 +43,7 @@ def average_precision(predictions: Path, annotations: Path, kind: str) -> tuple[
         predictions: The JSON file that mmdet's CocoMetric writes by its ``outfile_prefix``.
         annotations: The annotation file.
         kind: ``'bbox'`` or ``'segm'``.
+        classes: The categories that count, as in mmdet.
 
     Returns:
         The images' names, and the score, from 0 to 1.
@@ -49,7 +53,9 @@ def average_precision(predictions: Path, annotations: Path, kind: str) -> tuple[
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
-        found: Any = COCOeval(truth, truth.loadRes(str(predictions)), kind)
+        detections = json.loads(predictions.read_text())
+        found: Any = COCOeval(truth, truth.loadRes(detections) if detections else COCO(), kind)
+        found.params.catIds = [category["id"] for category in truth.cats.values() if category["name"] in classes]
         found.evaluate()
     categories = list(_categories(found))
     recalls = found.params.recThrs

@@ -23,7 +23,8 @@ class RecordHook(Hook):
 
     ``trained.json`` holds ``backbone`` and ``all``, the parameters that train there; ``step``, the median time in
     seconds of a training step with its data, without the first tenth; ``peak``, the most bytes of memory (the device's
-    own count on a GPU, else the process's); and ``scores`` of the last validation. ``scored.json`` holds a test's.
+    own count on a GPU, else the process's); and ``scores`` of the last validation, null without one. ``scored.json``
+    holds a test's.
     A score that is no number, as the IoU of a class without a pixel, is null.
 
     Args:
@@ -39,7 +40,7 @@ class RecordHook(Hook):
         self.folder = Path(folder)
         self.times: list[float] = []
         self._since = 0.0
-        self._scores: dict[str, float | None] = {}
+        self._scores: dict[str, float | None] | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Start the clock."""

@@ -74,6 +74,25 @@ class Study:
             for seed in range(self.seeds)
         ]
 
+    def check_even(self, scores: Scores) -> None:
+        """Check that each method's rate is chosen by no more trials than this study gives to all.
+
+        Raises:
+            ValueError: One had more, or would have, by rates to begin with that are new.
+        """
+        for fraction in self.fractions:
+            searched = [method for method in self.methods if method != HEAD]
+            for method in searched if self.head_lr is not None else [HEAD, *searched]:
+                start = self._start(method)
+                tried = self.rates_of(scores, method, fraction)
+                planned = len(tried.keys() | set(start)) if len(start) > 1 else 0
+                if planned > self.trials:
+                    raise ValueError(
+                        f"{method}, fraction {fraction:g}: {len(tried)} learning rates were tried, and with those to "
+                        f"begin with they would be {planned}, more than the {self.trials} trials of the others: give "
+                        f"--trials {planned}, the same --rates as before, or another --work-dir"
+                    )
+
     def count(self) -> int:
         """How many trials there are in all, if none fails so that none is left to choose."""
         searched = [m for m in self.methods if m != HEAD] + ([HEAD] if self.head_lr is None else [])

@@ -26,9 +26,16 @@ _ALIKE = (None, "DefaultOptimWrapperConstructor", CONSTRUCTOR)
 
 @dataclass(frozen=True)
 class Item:
-    """Of a training set: the image's path, and its id in a COCO file."""
+    """Of a data set.
+
+    Attributes:
+        name: The image's path.
+        position: In the data set without the ``indices`` of its config.
+        id: In a COCO file.
+    """
 
     name: str
+    position: int
     id: Any = None
 
 
@@ -94,11 +101,30 @@ def items_of(cfg: Config, loader: str) -> list[Item]:
     Raises:
         ValueError: It is not one plain data set.
     """
+    settings = _one(datasets_of(cfg, loader), loader)
+    whole = _built(cfg, {**settings, "indices": None, "lazy_init": False})
+    positions, indices = range(len(whole)), settings.get("indices")
+    if isinstance(indices, int):  # as mmengine reads it: the first ones, or the last
+        positions = positions[:indices] if indices >= 0 else positions[indices:]
+    chosen = positions if indices is None or isinstance(indices, int) else [positions[i] for i in indices]
+    infos = ((i, whole.get_data_info(i)) for i in chosen)
+    return [Item(str(info["img_path"]), position, info.get("img_id")) for position, info in infos]
+
+
+def classes_of(cfg: Config, loader: str) -> tuple[str, ...]:
+    """The classes of a loader's data set.
+
+    Raises:
+        ValueError: It is not one plain data set.
+    """
+    dataset = _built(cfg, {**_one(datasets_of(cfg, loader), loader), "lazy_init": True})
+    return tuple(dataset.metainfo.get("classes") or ())
+
+
+def _built(cfg: Config, settings: Any) -> Any:
     if cfg.get("default_scope"):
         init_default_scope(cfg.default_scope)
-    dataset = DATASETS.build({**_one(datasets_of(cfg, loader), loader), "pipeline": [], "lazy_init": False})
-    infos = (dataset.get_data_info(i) for i in range(len(dataset)))
-    return [Item(str(info["img_path"]), info.get("img_id")) for info in infos]
+    return DATASETS.build({**settings, "pipeline": []})
 
 
 def for_search(cfg: Config, items: Sequence[Item], split: Split, folder: Path) -> None:
@@ -119,25 +145,30 @@ def for_search(cfg: Config, items: Sequence[Item], split: Split, folder: Path) -
         _write_annotations(training, {items[i].id for i in split.held_out}, file)
         held_out.update(ann_file=str(file.absolute()), test_mode=True)
         held_out.pop("filter_cfg", None)
+        held_out.pop("indices", None)
         for evaluator in files:
             evaluator["ann_file"] = str(file.absolute())
     else:
-        held_out.indices = list(split.held_out)
-    training.indices = list(split.train)
+        held_out.indices = [items[i].position for i in split.held_out]
+    training.indices = [items[i].position for i in split.train]
+    _allow_missing_classes(cfg)
     cfg.val_dataloader.dataset = held_out
     cfg.train_cfg.val_interval = cfg.train_cfg.max_iters
     _keep_last_checkpoint(cfg)
 
 
-def for_final(cfg: Config, chosen: Sequence[int], folder: Path) -> None:
+def for_final(cfg: Config, items: Sequence[Item], chosen: Sequence[int], folder: Path) -> None:
     """Train on what was drawn of the training set, without validation, and keep what each test image adds; in place.
 
     Args:
         cfg: The trial's config.
-        chosen: Positions in the training set.
+        items: Of the training set.
+        chosen: Which of them were drawn.
         folder: Where the test writes to.
     """
-    _training_set(cfg).indices = list(chosen)
+    _training_set(cfg).indices = [items[i].position for i in chosen]
+    if len(chosen) < len(items):
+        _allow_missing_classes(cfg)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.train_cfg.pop("val_interval", None)
     _keep_last_checkpoint(cfg)
@@ -156,6 +187,13 @@ def annotations_of_test(cfg: Config) -> Path | None:
     """The annotation file that a test compares with; None if there is none."""
     files = [evaluator["ann_file"] for evaluator in evaluators_of(cfg, "test_dataloader") if evaluator.get("ann_file")]
     return Path(files[0]) if files else None
+
+
+def _allow_missing_classes(cfg: Config) -> None:
+    """A part of the data may lack a class that all of it has."""
+    for hook in [*(cfg.get("custom_hooks") or []), *(cfg.get("default_hooks") or {}).values()]:
+        if hook and hook.get("type") == "DataCheckHook":
+            hook["missing_classes"] = True
 
 
 def _keep_last_checkpoint(cfg: Config) -> None:

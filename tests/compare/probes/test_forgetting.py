@@ -1,6 +1,7 @@
 """Forgetting: the base's features and those of final runs, of a comparison's folder written by hand."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from apla_mm.compare.comparison import Comparison
-from apla_mm.compare.probes.forgetting import Forgetting, Probed, _base_of, forgetting
+from apla_mm.compare.probes.forgetting import Forgetting, Probed, _base_of, final_runs, forgetting
 from apla_mm.compare.probes.probe import probe_data
 from apla_mm.compare.trials.study import Study
 from apla_mm.compare.trials.trial import Trial
@@ -34,7 +35,8 @@ def folder(segmentation_config: Config, tmp_path: Path) -> Path:
     plain.init_weights()
     torch.save(plain.vit.state_dict(), tmp_path / "base.pth")
     segmentation_config.model.backbone.pretrained = str(tmp_path / "base.pth")
-    comparison = Comparison(tmp_path / "out", Study(("apla:r=4", "full"), head_lr=1e-3), load, "mIoU")
+    starts = {"apla:r=4": (1e-3,), "full": (1e-3,)}
+    comparison = Comparison(tmp_path / "out", Study(("apla:r=4", "full"), head_lr=1e-3, starts=starts), load, "mIoU")
     for method in ("apla:r=4", "full"):
         trial = Trial("final", method, 1.0, 0, 1e-3, 1e-3)
         own = comparison.prepare(trial)
@@ -49,6 +51,7 @@ def folder(segmentation_config: Config, tmp_path: Path) -> Path:
         (own / "run/last_checkpoint").write_text(str(own / "run/iter_2.pth"))
         (own / "scored.json").write_text(json.dumps(dict(mIoU=1.0)))
         assert json.loads((own / "trial.json").read_text()) == asdict(trial)
+    comparison.keep_chosen()
     return tmp_path / "out"
 
 
@@ -60,6 +63,17 @@ def test_what_did_not_change_is_as_good_as_the_base(folder: Path, tmp_path: Path
     assert same.scores == found.base and same.similarity == pytest.approx(1, abs=1e-6)
     assert other.similarity < 0.99
     assert len(lines) == 2 and all("CKA" in line for line in lines)
+
+
+def test_runs_of_a_rate_that_is_no_longer_chosen_do_not_count(folder: Path) -> None:
+    first, _ = (own for _, own in final_runs(folder))
+    other = first.with_name("lr0.01_head0.001_seed0")
+    shutil.copytree(first, other)
+    (other / "trial.json").write_text(json.dumps(dict(json.loads((first / "trial.json").read_text()), lr=0.01)))
+    assert [own for _, own in final_runs(folder) if own.parent == first.parent] == [first]
+    (folder / "chosen.json").unlink()
+    with pytest.raises(ValueError, match="no final run that has ended and is in the report"):
+        list(final_runs(folder))
 
 
 def test_random_weights_are_no_base(segmentation_config: Config, folder: Path, tmp_path: Path) -> None:

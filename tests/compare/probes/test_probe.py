@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from apla_mm.compare.probes.probe import IGNORED, ProbeData, features_of, probe_data, probe_scores, samples_of
@@ -108,3 +109,43 @@ def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
     (broken / "dark/0.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"dark/0\.png cannot be read"):
         features(probe_data(broken))
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (("train/cat", "train/dog", "val/cat", "val/dog"), "has 'train', 'val', which are splits: give one of them"),
+        (("images", "masks"), r"images is no class: label maps of its images go into .*/annotations"),
+    ],
+)
+def test_folders_that_are_no_classes(folders: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    for folder in folders:
+        for i in range(10):
+            write(tmp_path / folder / f"{i}.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=told):
+        probe_data(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for folder in ("train", "bus"):
+        for i in range(10):
+            write(tmp_path / folder / f"{i}.png", np.zeros((8, 8, 3), np.uint8))
+    assert probe_data(tmp_path).labels == (0,) * 10 + (1,) * 10
+
+
+def test_labels_of_a_palette_are_its_indices(tmp_path: Path) -> None:
+    data = probe_data(write_label_maps(tmp_path))
+    maps = features(data)
+    gray = samples_of(maps, data)
+    for file in (tmp_path / "annotations").rglob("*.png"):
+        image = Image.fromarray(np.asarray(Image.open(file)), "P")
+        image.putpalette(list(range(256)) * 3)
+        image.save(file)
+    assert samples_of(maps, data).labels.tolist() == gray.labels.tolist()
+
+
+def test_a_label_map_in_colour_is_named(tmp_path: Path) -> None:
+    data = probe_data(write_label_maps(tmp_path))
+    write(tmp_path / "annotations/part/3.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"annotations/part/3.png has 3 channels: expected one"):
+        samples_of(features(data), data)

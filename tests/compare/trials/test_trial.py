@@ -49,16 +49,47 @@ def test_search_looks_at_training_items_alone(kind: str, request: pytest.Fixture
 def test_final_run_validates_on_nothing(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     cfg = request.getfixturevalue(kind)
     items = items_of(cfg, "train_dataloader")
-    for_final(cfg, [0], tmp_path)
+    for_final(cfg, items, [0], tmp_path)
     assert names_in(cfg, "train_dataloader") == {items[0].name}
     assert cfg.val_dataloader is None and cfg.val_cfg is None and cfg.val_evaluator is None
     cfg.train_cfg.max_iters = 1
     Runner.from_cfg(cfg).train()
 
 
+@pytest.mark.parametrize("kind", ["segmentation_config", "detection_config"])
+@pytest.mark.parametrize("indices", [2, -2, [2, 0]])
+def test_parts_are_drawn_of_what_the_config_trains_on(
+    kind: str, indices: int | list[int], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    cfg = request.getfixturevalue(kind)
+    whole = [item.name for item in items_of(cfg, "train_dataloader")]
+    assert len(whole) > 2
+    cfg.train_dataloader.dataset.indices = indices
+    own = [whole[i] for i in indices] if isinstance(indices, list) else whole[:2] if indices > 0 else whole[-2:]
+    items = items_of(cfg, "train_dataloader")
+    assert [item.name for item in items] == own
+    final, search = Config(cfg.to_dict()), Config(cfg.to_dict())
+    for_final(final, items, [1], tmp_path)
+    assert names_in(final, "train_dataloader") == {own[1]}
+    for_search(search, items, Split(train=(1,), held_out=(0,)), tmp_path)
+    assert names_in(search, "train_dataloader") == {own[1]} and names_in(search, "val_dataloader") == {own[0]}
+
+
+def test_a_part_may_lack_a_class_and_the_whole_may_not(segmentation_config: Config, tmp_path: Path) -> None:
+    cfg = segmentation_config
+    cfg.custom_hooks = [dict(type="DataCheckHook")]
+    items = items_of(cfg, "train_dataloader")
+    whole, part, search = (Config(cfg.to_dict()) for _ in range(3))
+    for_final(whole, items, range(len(items)), tmp_path)
+    for_final(part, items, [0], tmp_path)
+    for_search(search, items, split_of(items), tmp_path)
+    allowed = [one.custom_hooks[0].get("missing_classes", False) for one in (whole, part, search)]
+    assert allowed == [False, True, True]
+
+
 def test_a_classifiers_test_keeps_which_images_are_right(classification_config: Config, tmp_path: Path) -> None:
     cfg = classification_config
-    for_final(cfg, [0, 4, 8], tmp_path)
+    for_final(cfg, items_of(cfg, "train_dataloader"), [0, 4, 8], tmp_path)
     score = Runner.from_cfg(cfg).test()["accuracy/top1"]
     images, accuracy_of = accuracy(tmp_path / HITS)
     assert set(images) == names_in(cfg, "test_dataloader") and len(images) == 6
