@@ -1,12 +1,15 @@
 """Images by which an exported file is checked."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
-from PIL import Image
+from PIL import Image, ImageOps
+
+from ..data.folders import datasets_of
 
 #: (height, width) of generated images
 SIZES = ((375, 500), (480, 360))
@@ -34,12 +37,11 @@ def find_images(cfg: Config, given: Sequence[str | Path], folder: Path, count: i
                 raise FileNotFoundError(f"image '{path}' of --images is not there")
         return paths, "given"
     init_default_scope(cfg.get("default_scope") or "mmengine")
-    settings = dict(cfg.test_dataloader.dataset, pipeline=[], lazy_init=False)
-    try:
-        dataset = DATASETS.build(settings)
-        paths = [Path(dataset.get_data_info(i)["img_path"]) for i in range(min(count, len(dataset)))]
-    except (OSError, ValueError, KeyError):
-        paths = []
+    paths = []
+    for settings in datasets_of(cfg, "test_dataloader")[:1]:
+        with suppress(OSError, ValueError, KeyError):
+            dataset = DATASETS.build(dict(settings, pipeline=[], lazy_init=False))
+            paths = [Path(dataset.get_data_info(i)["img_path"]) for i in range(min(count, len(dataset)))]
     if paths and all(path.is_file() for path in paths):
         return paths, "of the test's data set"
     return [generate_image(folder / f"image_{i}.png", size, seed=i) for i, size in enumerate(SIZES)], (
@@ -62,21 +64,26 @@ def generate_image(path: Path, size: tuple[int, int], seed: int) -> Path:
 
 def resized_copy(path: Path, size: tuple[int, int], to: Path) -> Path:
     """Write an image at another (height, width); itself, if it has that one."""
-    with Image.open(path) as image:
-        if image.size == size[::-1]:
-            return path
-        image.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR).save(to)
+    image = _upright(path)
+    if image.size == size[::-1]:
+        return path
+    image.resize(size[::-1], Image.Resampling.BILINEAR).save(to)
     return to
 
 
 def size_of(path: Path) -> tuple[int, int]:
     """(height, width) of an image file."""
-    with Image.open(path) as image:
-        return image.size[1], image.size[0]
+    width, height = _upright(path).size
+    return height, width
 
 
 def flipped_copy(path: Path, to: Path) -> Path:
     """Write an image mirrored."""
-    with Image.open(path) as image:
-        image.convert("RGB").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(to)
+    _upright(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(to)
     return to
+
+
+def _upright(path: Path) -> Image.Image:
+    """An image turned as its EXIF says, as mmcv reads it."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")

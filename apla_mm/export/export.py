@@ -19,7 +19,7 @@ from ..delta.atomic_file import SUFFIX
 from .check_images import find_images, flipped_copy, resized_copy, size_of
 from .load import class_names, exported_module, load_model
 from .modules.ready import fix_positions, make_ready
-from .onnx_file import AXES, OPSET, OnnxModel, write_onnx
+from .onnx_file import AXES, OPSET, OnnxModel, first_line, write_onnx
 from .reference import Comparison, compare, one_of_batch, predict_plain, read_image
 from .torch_file import TorchModel, write_program, write_torchscript
 
@@ -112,10 +112,10 @@ def export_model(
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             for free in _attempts(module, kind, size):
-                if 2 not in free:
-                    fix_positions(module, checks.example(1))
                 metadata = _metadata(module, classes, free, checks.size, name)
                 try:
+                    if 2 not in free:
+                        fix_positions(module, checks.example(1))
                     run = _write(kind, module, checks.example(1 if 0 not in free else 2), aside, free, metadata)
                     comparison = checks.compare(run, free)
                     reason = _reason(comparison, tolerance)
@@ -126,7 +126,7 @@ def export_model(
                         else:
                             reason = _reason(small, tolerance)
                 except Exception as error:  # what exporters and runtimes raise is of many kinds
-                    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+                    reason = ": ".join(filter(None, (type(error).__name__, first_line(error))))
                 if not reason:
                     if checks.nothing_found:
                         notes.append(_NOTHING)

@@ -1,7 +1,9 @@
 """Matrix products of an ONNX file in int8."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from ..delta.atomic_file import write_atomic
 from .onnx_file import quiet
 
 
@@ -21,13 +23,13 @@ def quantize(path: Path, out: Path) -> Path:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with quiet():
+    with TemporaryDirectory() as folder, quiet():
+        aside = Path(folder) / out.name
         quantize_dynamic(
-            path, out, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
+            path, aside, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
         )
-    metadata = onnx.load(path, load_external_data=False).metadata_props
-    model = onnx.load(out)
+        model = onnx.load(aside)
     del model.metadata_props[:]
-    model.metadata_props.extend(metadata)
-    onnx.save(model, out)
+    model.metadata_props.extend(onnx.load(path, load_external_data=False).metadata_props)
+    write_atomic(model.SerializeToString(), out)
     return out

@@ -10,6 +10,7 @@ from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 
+from ..data.folders import datasets_of
 from ..loading.checkpoint_reader import load_from_apla_mm
 from ..method import merge
 from ..text import listed
@@ -52,7 +53,7 @@ def load_model(cfg: Config, checkpoint: str | Path, merged: bool = True) -> tupl
 
 def class_names(cfg: Config, meta: Mapping[str, Any]) -> list[str]:
     """Names of a model's classes: those of the checkpoint, of the config's data set, or of its class; else none."""
-    dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
+    dataset = next(iter(datasets_of(cfg, "test_dataloader")), {})
     for given in (meta.get("dataset_meta") or {}, dataset.get("metainfo") or {}):
         names = given.get("classes") or given.get("CLASSES")
         if names:

@@ -22,8 +22,8 @@ class Comparison(NamedTuple):
         difference: The largest, of scores relative to the largest score of the plain model (of detectors: of scores,
             and of boxes relative to the image's longer side; of panoptic maps: the share of pixels that lie in another
             segment).
-        equal: The share of equal labels; of detectors, of boxes that have an equal one; of panoptic maps, of segments
-            that have an equal one.
+        equal: The share of equal labels in all images; of detectors, of boxes that have an equal one; of panoptic maps,
+            of segments that have an equal one.
         images: How many there were.
     """
 
@@ -79,24 +79,29 @@ def compare(expected: Sequence[Mapping[str, np.ndarray]], given: Sequence[Mappin
         given: An exported model's, one image each, without the batch.
     """
     each = [_kind(a)(a, b) for a, b in zip(expected, given, strict=True)]
-    return Comparison(max(d for d, _ in each), float(np.mean([e for _, e in each])), len(each))
+    same, count = (sum(one[i] for one in each) for i in (1, 2))
+    difference = float(np.max([one[0] for one in each]))
+    return Comparison(
+        difference if np.isfinite(difference) else float("inf"), same / count if count else 1.0, len(each)
+    )
 
 
-def _kind(results: Mapping[str, np.ndarray]) -> Callable[..., tuple[float, float]]:
+def _kind(results: Mapping[str, np.ndarray]) -> Callable[..., tuple[float, int, int]]:
+    """Gives of two results the largest difference, and how many are equal of how many."""
     if "segments" in results:
         return _compare_segments
     return _compare_objects if "boxes" in results else _compare_pixels
 
 
-def _compare_pixels(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, float]:
+def _compare_pixels(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, int, int]:
     if a["labels"].shape != b["labels"].shape:
         raise ValueError(f"labels are {b['labels'].shape}, and {a['labels'].shape} of the plain model")
     largest = max(float(np.abs(a["scores"]).max()), 1e-12)
     difference = float(np.abs(a["scores"] - b["scores"]).max()) / largest
-    return _finite(difference), float((a["labels"] == b["labels"]).mean())
+    return difference, int((a["labels"] == b["labels"]).sum()), a["labels"].size
 
 
-def _compare_segments(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, float]:
+def _compare_segments(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, int, int]:
     """Segments of one class that overlap by more than half are compared; numbers of objects may differ."""
     from mmdet.structures import INSTANCE_OFFSET  # segmentors do without mmdet
 
@@ -112,15 +117,16 @@ def _compare_segments(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) 
         if first % INSTANCE_OFFSET == second % INSTANCE_OFFSET and count / union > 0.5:
             covered += count
             same += count / union >= 1 - _SAME
-    return 1 - covered / a_map.size, same / max(len(sizes[0]), len(sizes[1]))
+    return 1 - covered / a_map.size, same, max(len(sizes[0]), len(sizes[1]))
 
 
-def _compare_objects(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, float]:
+def _compare_objects(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, int, int]:
     """Each object is compared with the nearest one of its label that is left."""
     left = list(np.flatnonzero(b["labels"] >= 0))
     longest = max(float(np.abs(a["boxes"]).max(initial=1)), 1.0)
     longest = max(*a["masks"].shape[1:], 1) if a.get("masks") is not None and a["masks"].ndim == 3 else longest
-    worst, same = 0.0, 0
+    finite = all(np.isfinite(b[name][left]).all() for name in ("boxes", "scores"))
+    worst, same = 0.0 if finite else float("inf"), 0
     count = max(len(a["labels"]), len(left))
     for i in range(len(a["labels"])):
         best, at = np.inf, -1
@@ -139,11 +145,7 @@ def _compare_objects(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -
                 continue
         same += 1
         worst = max(worst, best)
-    return _finite(worst), same / count if count else 1.0
-
-
-def _finite(value: float) -> float:
-    return value if np.isfinite(value) else float("inf")
+    return worst, same, count
 
 
 def one_of_batch(results: Mapping[str, Any], index: int) -> dict[str, np.ndarray]:

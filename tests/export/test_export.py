@@ -169,6 +169,20 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, images: list[Path]) -> 
     assert not list(out.parent.iterdir())
 
 
+def test_errors_without_a_message_are_a_reason_too(tmp_path: Path, images: list[Path]) -> None:
+    cfg, checkpoint = small("linear_dinov2-b14", tmp_path)
+
+    class Refuses(MODELS.get(cfg.model.decode_head.type)):  # type: ignore[misc]
+        def forward(self, inputs: Any) -> Any:
+            raise AssertionError
+
+    cfg.model.decode_head.type = Refuses
+    tried = ("any batch and size", "any batch of one size", "one image of one size")
+    each = "; ".join(f"{free} was refused: AssertionError" for free in tried)
+    with pytest.raises(ExportError, match=f"was not kept: {each}\\. Larger"):
+        export_model(cfg, checkpoint, tmp_path / "model.onnx", images=images)
+
+
 def test_int8_and_a_process_without_torch(
     tmp_path: Path, images: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
