@@ -114,10 +114,7 @@ def _tell(cfg: Config, costs: Costs, problems: list[str]) -> None:
     if costs.image is not None:
         print(f"validation {costs.image:.3g} s an image, {costs.images:,} images, {costs.validations:,} times")
     print(f"the run    {_duration(costs.seconds)}")
-    hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
-    kept = hook.get("max_keep_ckpts", -1)
-    count = kept if kept and kept > 0 else -(-costs.steps // max(1, int(hook.get("interval", costs.steps) or 1)))
-    need = (count + bool(hook.get("save_best")) + 1) * costs.checkpoint  # one more while it is written
+    need = (costs.checkpoints + 1) * costs.checkpoint  # one more while it is written
     folder = Path(cfg.work_dir).absolute()
     while not folder.exists():
         folder = folder.parent

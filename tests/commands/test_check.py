@@ -12,6 +12,7 @@ from helpers.small_configs import segmentation_config
 from mmengine.config import Config
 
 from apla_mm.__main__ import main
+from apla_mm.commands.check import _rehearse
 
 pytestmark = pytest.mark.slow
 
@@ -102,3 +103,21 @@ def test_no_room_for_checkpoints_is_named(
     with pytest.raises(SystemExit):
         check(cfg, tmp_path)
     assert "disk: checkpoints take" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("hook", "kept"),
+    [
+        (dict(type="CheckpointHook", by_epoch=True, interval=1), 12),
+        (dict(type="CheckpointHook", by_epoch=True, interval=5), 3),
+        (dict(type="CheckpointHook", by_epoch=True, interval=1, max_keep_ckpts=2, save_best="mIoU"), 3),
+        (dict(type="CheckpointHook", by_epoch=True, interval=-1), 1),
+        (dict(type="CheckpointHook", by_epoch=False, interval=4), 6),
+    ],
+)
+def test_epochs_are_epochs(hook: dict[str, Any], kept: int, cfg: Config) -> None:
+    cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=4)
+    cfg.train_dataloader.update(batch_size=2, sampler=dict(type="DefaultSampler", shuffle=True))
+    cfg.default_hooks.checkpoint, cfg.param_scheduler = hook, []
+    costs = _rehearse(cfg, 1)
+    assert costs.steps == 24 and costs.validations == 3 and costs.checkpoints == kept

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...method.wrappers import unwrapped
 
@@ -30,6 +30,7 @@ class Costs:
         images: Of a validation.
         validations: Of the whole training.
         checkpoint: Bytes of a checkpoint, with the optimizer.
+        checkpoints: How many are kept at the end.
     """
 
     trains: int = 0
@@ -40,6 +41,7 @@ class Costs:
     images: int = 0
     validations: int = 0
     checkpoint: int = 0
+    checkpoints: int = 0
 
     @property
     def seconds(self) -> float:
@@ -69,6 +71,7 @@ class RehearsalHook(Hook):
         self.costs.trains = sum(p.numel() for p in parameters if p.requires_grad)
         self.costs.values = sum(p.numel() for p in parameters)
         self.costs.steps = runner.max_iters
+        self.costs.checkpoints = sum(_kept(hook, runner) for hook in runner.hooks if isinstance(hook, CheckpointHook))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -101,8 +104,19 @@ class RehearsalHook(Hook):
         _wait()
         self.costs.image = (time.perf_counter() - start) / max(1, len(found))
         self.costs.images = len(loader.dataset)
-        interval = getattr(runner.train_loop, "val_interval", 0)
-        self.costs.validations = runner.train_loop.max_iters // interval if interval else 1
+        loop = runner.train_loop
+        rounds = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+        interval = getattr(loop, "val_interval", 0)
+        self.costs.validations = rounds // interval if interval else 1
+
+
+def _kept(hook: CheckpointHook, runner: Runner) -> int:
+    """How many checkpoints a hook leaves."""
+    rounds = runner.max_epochs if hook.by_epoch else runner.max_iters
+    saved, rest = divmod(rounds, hook.interval) if hook.interval > 0 else (0, rounds)
+    saved += bool(rest and hook.save_last)
+    kept = min(saved, hook.max_keep_ckpts) if hook.max_keep_ckpts > 0 else saved
+    return kept + len(getattr(hook, "key_indicators", None) or ())
 
 
 def _wait() -> None:
