@@ -9,7 +9,7 @@ from ..data.coco.file import CocoFile
 from ..data.reading import DataError
 from ..data.text_files import decoded_json
 from ..text import quoted
-from .files import Files, one_of, split_of, split_of_name, words_of
+from .files import Files, of_no_other_split, one_of, split_of, split_of_name, words_of
 from .found import FoundData
 from .objects import Source, chosen_classes, dataset_config, mask_note, write_json
 from .splits import train_and_val
@@ -141,20 +141,23 @@ class CocoSource(Source):
             if path == names[0] or path.endswith(f"/{names[0]}")
         )
         fitting = [folder for folder in folders if all(folder + name in there for name in names)]
-        if fitting:
-            folder = one_of([f"{folder}{names[0]}" for folder in fitting], near)
-            if folder is None:
+        firsts = of_no_other_split([f"{folder}{names[0]}" for folder in fitting], near, names[0])
+        if firsts:
+            first = one_of(firsts, near, names[0])
+            if first is None:
                 raise DataError(
-                    f"the images of '{part.path}' are in several folders, {quoted(fitting)}, with equal names: "
-                    "expected one; move the others away"
+                    f"the images of '{part.path}' are in several folders, "
+                    f"{quoted(path.removesuffix(names[0]) for path in firsts)}, with equal names: expected one; move "
+                    "the others away"
                 )
-            return [folder.removesuffix(names[0]) + name for name in names]
-        found = [one_of(self.files.images_named(PurePosixPath(name).name), near) for name in names]
+            return [first.removesuffix(names[0]) + name for name in names]
+        found = [one_of(self.files.images_named(PurePosixPath(name).name), near, name) for name in names]
         missing = [name for name, path in zip(names, found, strict=True) if path is None]
         if missing:
             raise DataError(
                 f"{len(missing):,} of {len(names):,} images of '{self.files.full(part.path)}' are not below "
-                f"'{self.files.root}', or several have their name: {quoted(missing, 4)}. There are "
+                f"'{self.files.root}', lie in another split's folder, or several have their name: "
+                f"{quoted(missing, 4)}. There are "
                 f"{self.files.summary()}; add the images, or remove them from the annotation file"
             )
         return [path for path in found if path is not None]

@@ -139,13 +139,29 @@ def split_folder_words(paths: Iterable[str]) -> set[str]:
     return {folder for path in paths for folder in path.split("/")[:-1] if split_of_name(folder)}
 
 
-def one_of(candidates: Sequence[str], near: str) -> str | None:
+def of_no_other_split(candidates: Iterable[str], near: str, name: str = "") -> list[str]:
+    """The candidates that are in no folder of another split than the one that a file lies in.
+
+    Args:
+        candidates: Paths.
+        near: The file's path.
+        name: What the file calls them: folders that it names itself, such as those of 'val2014/1.jpg', do not count.
+    """
+    split = split_of(near)[0]
+    return [path for path in candidates if not split or split_of(path.removesuffix(name))[0] in (split, None)]
+
+
+def one_of(candidates: Sequence[str], near: str, name: str = "") -> str | None:
     """The only candidate, or the only one of the split, or in the folder, that another file lies in.
+
+    Candidates in folders of other splits are none.
 
     Args:
         candidates: Paths.
         near: The other file's path.
+        name: See :func:`of_no_other_split`.
     """
+    candidates = of_no_other_split(candidates, near, name)
     split = split_of(near)[0] or split_of_name(PurePosixPath(near).stem)
     folder = PurePosixPath(near).parent
     same_split = [path for path in candidates if split_of(path)[0] == split]

@@ -8,7 +8,7 @@ from xml.parsers import expat
 
 from ..data.reading import DataError
 from ..text import quoted
-from .files import Files, one_of, split_of
+from .files import Files, of_no_other_split, one_of, split_of
 from .objects import LabelledImage, ObjectSource
 from .voc_lists import read_list, voc_lists
 
@@ -138,7 +138,7 @@ def _image(files: Files, path: str, xml: _Xml, splits: Mapping[str, str | None],
     name = xml.root.findtext("filename") or ""
     stem = PurePosixPath(path).stem
     candidates = files.images_named(PurePosixPath(name.strip().replace("\\", "/")).name) or files.images_named(stem)
-    candidates = [one for one in candidates if "Segmentation" not in one]
+    candidates = of_no_other_split((one for one in candidates if "Segmentation" not in one), path)
     image = one_of(candidates, path)
     if image is None:
         found = f"several images, {quoted(candidates, 4)}" if candidates else "no image"

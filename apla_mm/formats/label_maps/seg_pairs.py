@@ -190,6 +190,7 @@ def _told(attempt: _Attempt) -> Pairs:
             "Expected one: leave those to be learned in the folder, and move the others away"
         )
     (rule, pairs), notes = kept[0], []
+    _check_one_split(attempt, pairs)
     notes.append(
         f"Label maps are told from images by {attempt.how}, and paired by the rule {rule} ({len(pairs):,} pairs)."
     )
@@ -209,6 +210,33 @@ def _told(attempt: _Attempt) -> Pairs:
     for label_map, image in sorted(pairs.items(), key=lambda pair: pair[1]):
         splits.setdefault(split_of(image)[0] or split_of(label_map)[0], []).append((image, label_map))
     return Pairs(splits, notes)
+
+
+def _check_one_split(attempt: _Attempt, pairs: dict[str, str]) -> None:
+    """Check that where images alone, or label maps alone, are in folders of splits, each has one partner in all splits.
+
+    Raises:
+        DataError: Files of several splits have the name.
+    """
+    for ones, others, kind in ((pairs.items(), attempt.images, "images"), (_turned(pairs), attempt.maps, "label maps")):
+        named: dict[str, list[str]] = {}
+        for path in others:
+            named.setdefault(_without_split(path), []).append(path)
+        for alone, partner in ones:
+            same = named[_without_split(partner)]
+            if split_of(alone)[0] is None and len({split_of(path)[0] for path in same}) > 1:
+                raise DataError(
+                    f"'{alone}' is in no folder of a split, and fits {kind} of several: {quoted(same, 4)}. Expected "
+                    "one; put it in a folder of its split, or rename the others"
+                )
+
+
+def _turned(pairs: dict[str, str]) -> list[tuple[str, str]]:
+    return [(image, label_map) for label_map, image in pairs.items()]
+
+
+def _without_split(path: str) -> str:
+    return str(PurePosixPath(split_of(path)[1]).with_suffix(""))
 
 
 def _is_other(rule: Rule) -> bool:
