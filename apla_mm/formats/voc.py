@@ -99,7 +99,8 @@ def find_voc(files: Files, classes: Sequence[str] | None) -> ObjectSource | None
         for key in ("xmin", "ymin", "xmax", "ymax")
     ]
     from_zero = any(value != int(value) or (value < 1 and key in ("xmin", "ymin")) for value, key in corners)
-    images = [_image(files, path, xml, splits, from_zero) for path, xml in annotations.items() if path in splits]
+    image_of = _images(files, {path: xml for path, xml in annotations.items() if path in splits}, notes)
+    images = [_image(files, image, annotations[path], splits[path], from_zero) for path, image in image_of.items()]
     if corners:
         notes.append(
             "Boxes' corners are taken for coordinates from 0 on, as some are 0 or fractions."
@@ -134,15 +135,46 @@ def _splits(files: Files, paths: Sequence[str]) -> tuple[dict[str, str | None], 
     return splits, [f"The splits are those of {quoted(lists.values())}."]
 
 
-def _image(files: Files, path: str, xml: _Xml, splits: Mapping[str, str | None], from_zero: bool) -> LabelledImage:
-    name = xml.root.findtext("filename") or ""
-    stem = PurePosixPath(path).stem
-    candidates = files.images_named(PurePosixPath(name.strip().replace("\\", "/")).name) or files.images_named(stem)
-    candidates = of_no_other_split((one for one in candidates if "Segmentation" not in one), path)
-    image = one_of(candidates, path)
-    if image is None:
-        found = f"several images, {quoted(candidates, 4)}" if candidates else "no image"
-        raise DataError(f"'{xml.path}' has {found} of the name '{name or stem}' below '{files.root}': expected one")
+def _images(files: Files, annotations: Mapping[str, _Xml], notes: list[str]) -> dict[str, str]:
+    """The image of each XML file: the one of its own name, or else the one that it says.
+
+    Raises:
+        DataError: There is none, or several, or one has two XML files.
+    """
+    images: dict[str, str] = {}
+    of_image: dict[str, str] = {}
+    others = []
+    for path, xml in annotations.items():
+        stem = PurePosixPath(path).stem
+        said = PurePosixPath((xml.root.findtext("filename") or "").strip().replace("\\", "/"))
+        own, by_name = (
+            of_no_other_split((one for one in files.images_named(name) if "Segmentation" not in one), path)
+            for name in (stem, said.name)
+        )
+        candidates = [one for one in own if one in by_name] or own or by_name
+        image = one_of(candidates, path)
+        if image is None:
+            found = f"several images, {quoted(candidates, 4)}," if candidates else "no image"
+            name = said.name if by_name or not said.name else f"{said.name}' or '{stem}"
+            raise DataError(f"'{xml.path}' has {found} of the name '{name}' below '{files.root}': expected one")
+        if image in of_image:
+            raise DataError(
+                f"'{files.full(of_image[image])}' and '{xml.path}' are both of the image '{image}': expected one XML "
+                "file for each image; move the other away, or correct its name or <filename>"
+            )
+        if own and said.name and said.stem != stem:
+            others.append(path)
+        images[path] = image
+        of_image[image] = path
+    if others:
+        notes.append(
+            f"XML files say another <filename> than their own, of which an image is there and is taken "
+            f"({len(others):,}): {quoted(others, 4)}."
+        )
+    return images
+
+
+def _image(files: Files, image: str, xml: _Xml, split: str | None, from_zero: bool) -> LabelledImage:
     width, height = files.image_size(image)
     size = xml.root.find("size")
     if size is not None:
@@ -151,7 +183,7 @@ def _image(files: Files, path: str, xml: _Xml, splits: Mapping[str, str | None],
             problem = f"says {said[0]} x {said[1]}, and the image '{files.full(image)}' is {width} x {height}"
             raise xml.error(size, f"{problem}: expected equal sizes")
     objects = [_object(xml, one, from_zero) for one in xml.root.findall("object")]
-    return LabelledImage(image, width, height, splits[path], objects)
+    return LabelledImage(image, width, height, split, objects)
 
 
 def _object(xml: _Xml, element: Element, from_zero: bool) -> dict[str, Any]:

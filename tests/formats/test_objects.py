@@ -312,6 +312,30 @@ def test_voc_files_with_errors_are_named_with_the_line(
         find_data(root, "det", tmp_path / "made")
 
 
+def test_voc_files_are_of_the_image_of_their_own_name(coco: Path, tmp_path: Path) -> None:
+    root = copy_voc(coco, tmp_path / "voc", lists=False)
+    expected = {name: ones for split in ("train", "val") for name, ones in original(coco, split).items()}
+    for i in range(2):  # an augmented copy, whose file says the image that it was made of
+        shutil.copy(root / f"JPEGImages/scene_{i}.jpg", root / f"JPEGImages/scene_{i}_aug.jpg")
+        text = (root / f"Annotations/scene_{i}.xml").read_text()
+        text = text.replace("<object>", "<part>", 1).replace("</object>", "</part>", 1)
+        (root / f"Annotations/scene_{i}_aug.xml").write_text(text)
+    (root / "Annotations/scene_5.xml").rename(root / "Annotations/other.xml")  # no image is called so
+    found = find_data(root, "det", tmp_path / "made")
+    got = {**read_det(dataset(found, "train")), **read_det(dataset(found, "val"))}
+    assert {name: len(ones) for name, ones in got.items()} == {
+        **{name: len(ones) for name, ones in expected.items()},
+        **{f"scene_{i}_aug.jpg": len(expected[f"scene_{i}.jpg"]) - 1 for i in range(2)},
+    }
+    told = [note for note in found.notes if "another <filename> than their own" in note]
+    assert len(told) == 1 and "(2): 'Annotations/scene_0_aug.xml', 'Annotations/scene_1_aug.xml'" in told[0]
+    (root / "JPEGImages/scene_1_aug.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"scene_1.xml' and '.*scene_1_aug.xml' are both of the image 'JPEGImages/scene_1.jpg'"
+    ):
+        find_data(root, "det", tmp_path / "made")
+
+
 def test_formats_that_agree_are_one_and_those_that_differ_refused(coco: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         path = coco / f"annotations/instances_{split}.json"
