@@ -12,6 +12,8 @@ from ..files import Files
 from .label_values import LabelValues
 
 _IGNORED = 255
+_GREYS = range(100, _IGNORED)  # labels that are greys of a mask rather than indices of classes
+_CLOSE = 16  # by which noise changes 0 and 255 at most
 _MOST_UNNAMED = 64  # labels in one label map, of classes that nothing names
 _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # ids of the 19 classes
 
@@ -74,9 +76,14 @@ def name_classes(
             )
         if not names and classes is not None:
             source, names, classes = "the names that were given", list(classes), None
-        found = _fit(names, source, labels, values, files) if names else _unnamed(labels, values, files)
+        doubt = "" if binary else _doubt(values)
+        if not names and doubt:
+            raise DataError(_question(doubt, values, files))
+        found = _fit(names, source, labels, values, files, bool(doubt)) if names else _unnamed(labels, values, files)
     if binary:
         found.notes.append("Label maps hold 0 and 255 alone: 255 is taken for the second class, and not for ignored.")
+    elif _IGNORED in found.labels:
+        found.notes.append("There is a name for the label 255, too: it is taken for a class, and not for ignored.")
     elif _IGNORED in values.labels:
         found.notes.append("The label 255 is ignored.")
     found.chosen = found.names if classes is None else _chosen(found, classes)
@@ -84,20 +91,47 @@ def name_classes(
 
 
 def _check_not_blended(values: LabelValues, files: Files) -> None:
-    """Check that masks of 0 and 255 have no edges of greys, as resizing with blending makes them.
+    """Check that masks of 0 and 255 have no other greys, as resizing with blending and saving with loss make them.
 
     Raises:
         DataError: They have.
     """
     between = [label for label in values.labels if label not in (0, _IGNORED)]
-    share = sum(values.pixels[label] for label in between) / sum(values.pixels.values())
-    if {0, _IGNORED} <= set(values.labels) and len(between) > 3 and max(between) > 128 and share < 0.1:
+    if not between or not {0, _IGNORED} <= set(values.labels):
+        return
+    count = sum(values.pixels[label] for label in between)
+    share = count / sum(values.pixels.values())
+    many = len(between) > 3 and max(between) > 128
+    close = max(between) >= _IGNORED - _CLOSE and all(min(label, _IGNORED - label) <= _CLOSE for label in between)
+    if share < 0.1 and (many or (close and count < values.pixels[_IGNORED])):
         path = files.full(values.example[between[-1]])
         raise DataError(
             f"label maps hold 0, 255 and, in {share:.1%} of the pixels, {len(between)} labels between, such as "
             f"{between[-1]} in '{path}': they look like masks of which the edges are blended. Make them again without "
-            "resizing or smoothing, or set all that is over 127 to 255 and the rest to 0"
+            "resizing, smoothing or saving with loss, or set all that is over 127 to 255 and the rest to 0"
         )
+
+
+def _doubt(values: LabelValues) -> str:
+    """Why 255 may be a class, and not what is ignored; empty if it is the latter."""
+    if _IGNORED not in values.labels:
+        return ""
+    share = values.pixels[_IGNORED] / sum(values.pixels.values())
+    if share > 0.5:
+        return f"{share:.0%} of the pixels have the label 255"
+    grey = next((label for label in values.labels if label in _GREYS), None)
+    if grey is not None and 0 in values.labels:
+        return f"beside 0 and 255 there is the label {grey}, as in masks of greys"
+    return ""
+
+
+def _question(doubt: str, values: LabelValues, files: Files) -> str:
+    count = len(values.labels)
+    return (
+        f"label maps hold the labels {first_few(values.labels, 24)}, such as '{files.full(values.example[_IGNORED])}', "
+        f"and nothing names the classes. By custom 255 is ignored, but {doubt}: give classes=, or a file classes.txt, "
+        f"with {count} names if 255 is a class, or with {count - 1} if it is ignored"
+    )
 
 
 def _known(maps: Sequence[str], labels: list[int], voc: bool) -> SegClasses | None:
@@ -143,8 +177,10 @@ def _object_info(files: Files, path: str) -> list[str]:
     return [one if short.count(one) == 1 else whole for one, whole in zip(short, full, strict=True)]
 
 
-def _fit(names: list[str], source: str, labels: list[int], values: LabelValues, files: Files) -> SegClasses:
-    """Give labels to names."""
+def _fit(
+    names: list[str], source: str, labels: list[int], values: LabelValues, files: Files, doubted: bool
+) -> SegClasses:
+    """Give labels to names; to as many names as there are labels 255, too, where it is doubted or nothing else fits."""
     count, last = len(names), labels[-1]
     said = (
         f"The {count} classes are named by {source}" if source.startswith("'") else f"The {count} classes have {source}"
@@ -155,6 +191,11 @@ def _fit(names: list[str], source: str, labels: list[int], values: LabelValues, 
     if labels == [0, _IGNORED] and count <= 2:
         names = names if count == 2 else ["background", *names]
         return SegClasses(names, labels, notes=[f"{said}; the label 0 is '{names[0]}', and 255 is '{names[1]}'."])
+    all_named = SegClasses(
+        names, values.labels, notes=[f"{said}; their labels are {', '.join(map(str, values.labels))}."]
+    )
+    if doubted and count == len(values.labels):
+        return all_named
     if last < count:
         return SegClasses(names, list(range(count)), notes=[f"{said}; their labels are 0 to {count - 1}."])
     if last == count and "background" not in map(str.lower, names):
@@ -165,6 +206,8 @@ def _fit(names: list[str], source: str, labels: list[int], values: LabelValues, 
     if len(labels) == count:
         note = f"{said}; they are taken for the labels {', '.join(map(str, labels))} in this order."
         return SegClasses(names, labels, notes=[note])
+    if len(values.labels) == count:
+        return all_named
     raise DataError(
         f"{count} classes are named by {source or 'classes'}, {first_few(names, 8)}, and label maps hold the "
         f"{len(labels)} labels {first_few(labels, 24)}; {last} is in '{files.full(values.example[last])}'. Expected "

@@ -173,6 +173,45 @@ def test_masks_of_0_and_255_have_two_classes(scenes: Path, tmp_path: Path, class
         assert np.array_equal(labels, seg_samples(scenes, "training")[0][1] // 255)
 
 
+def test_255_is_a_class_where_it_is_named_and_asked_for_where_it_may_be(scenes: Path, tmp_path: Path) -> None:
+    before = seg_samples(scenes, "training")
+    grey = np.array([0, 128] + [255] * 254, np.uint8)
+    rewrite(scenes, lambda labels: grey[labels])
+    question = r"hold the labels 0, 128, 255, .* there is the label 128, .* 3 names if 255 is a class, or with 2"
+    with pytest.raises(DataError, match=question):
+        find_data(scenes, "seg", tmp_path / "lists")
+    found = find_data(scenes, "seg", tmp_path / "lists", classes=["cup", "disc", "background"])
+    assert found.classes == ("cup", "disc", "background")
+    assert any("it is taken for a class, and not for ignored" in note for note in found.notes)
+    for (_, labels), (_, expected) in zip(samples(found, "train"), before, strict=True):
+        assert np.array_equal(labels, np.where(expected == 255, 2, expected))
+    (scenes / "classes.txt").write_text("cup\ndisc\n")
+    found = find_data(scenes, "seg", tmp_path / "lists")
+    assert found.classes == ("cup", "disc") and "The label 255 is ignored." in found.notes
+    assert np.array_equal(samples(found, "train")[0][1], before[0][1])
+
+
+def test_255_of_most_pixels_is_asked_for(scenes: Path, tmp_path: Path) -> None:
+    rewrite(scenes, lambda labels: np.where(np.arange(48) < 30, 255, labels).astype(np.uint8))
+    with pytest.raises(DataError, match=r"but 6\d% of the pixels have the label 255: .* with 2 names"):
+        find_data(scenes, "seg", tmp_path / "lists")
+    for names, last in ((["grass", "scribble", "unknown"], 2), (["grass", "scribble"], 255)):
+        rewrite(scenes, lambda labels: np.where(np.arange(48) < 4, 0, labels).astype(np.uint8))
+        found = find_data(scenes, "seg", tmp_path / "lists", classes=names)
+        assert np.unique(samples(found, "train")[0][1]).tolist() == [0, 1, last]
+
+
+def test_noise_beside_0_and_255_is_refused(scenes: Path, tmp_path: Path) -> None:
+    def noisy(labels: np.ndarray) -> np.ndarray:
+        mask = np.where(labels == 1, 255, 0).astype(np.uint8)
+        mask[5, 5], mask[5, 40] = 1, 254
+        return mask
+
+    rewrite(scenes, noisy)
+    with pytest.raises(DataError, match=r"2 labels between, such as 254 in '.*/scene_\d.png': .* edges are blended"):
+        find_data(scenes, "seg", tmp_path / "lists")
+
+
 def test_labels_with_gaps_are_numbered_on(scenes: Path, tmp_path: Path) -> None:
     before = seg_samples(scenes, "validation")
     rewrite(scenes, lambda labels: np.array([3, 40] + [9] * 253 + [255], np.uint8)[labels])
