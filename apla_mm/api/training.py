@@ -2,17 +2,19 @@
 
 import argparse
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
-from ..delta.atomic_file import write_atomic
 from ..formats import FoundData, find_data
+from ..formats.made import Made
 from ..loading.base_from_config import delta_path
 from ..loading.checkpoint_reader import read_checkpoint
 from ..loading.delta_meta import scores_of
@@ -27,6 +29,8 @@ from .recipe import recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_DIGEST = "digest.txt"  # of the data that a run trains on, beside its config
 
 
 @dataclass(frozen=True)
@@ -108,27 +112,44 @@ def train(
     Raises:
         ValueError: An argument is of the wrong kind, or does not fit the model.
         DataError: The data are not in order, or of no format that is known.
-        FileExistsError: ``work_dir`` holds a run with other settings.
+        FileExistsError: ``work_dir`` holds a run with other settings, or of data that have changed since. Nothing of
+            it is replaced.
     """
     folder = Path(work_dir or Path("work_dirs") / f"{task}_{Path(data).absolute().name}").absolute()
     chosen = read_method(f"apla:r={r}" if method is None else method)
     cfg = recipe(task, backbone, image_size)
-    found = find_data(data, task, folder / "data", classes=classes)
-    for note in found.notes:
-        print_log(f"data: {note}", logger="current")
-    _set_data(cfg, found, batch_size, workers)
-    apply_shared_options(cfg, dict(classes=list(found.classes), max_iters=steps))
-    if task == "det" and "segm" not in found.evaluator()["metric"]:
-        apply_shared_options(cfg, dict(with_mask=False))
-    cfg.model.backbone.pretrained = str(pretrained) if isinstance(pretrained, Path) else pretrained
-    set_method(cfg, chosen)
-    if chosen["type"] == "apla":
-        cfg.custom_hooks = [*cfg.custom_hooks, dict(type="DeltaHook")]
-    if amp:
-        enable_mixed_precision(cfg)
-    cfg.merge_from_dict(dict(options or {}))
-    cfg.randomness, cfg.work_dir = dict(seed=seed), str(folder)
-    return _run(_written(cfg, folder), folder, found)
+    with _aside(folder) as aside:
+        made = Made(folder / "data", aside)
+        found = find_data(data, task, made, classes=classes)
+        for note in found.notes:
+            print_log(f"data: {note}", logger="current")
+        _set_data(cfg, found, batch_size, workers)
+        apply_shared_options(cfg, dict(classes=list(found.classes), max_iters=steps))
+        if task == "det" and "segm" not in found.evaluator()["metric"]:
+            apply_shared_options(cfg, dict(with_mask=False))
+        cfg.model.backbone.pretrained = str(pretrained) if isinstance(pretrained, Path) else pretrained
+        set_method(cfg, chosen)
+        if chosen["type"] == "apla":
+            cfg.custom_hooks = [*cfg.custom_hooks, dict(type="DeltaHook")]
+        if amp:
+            enable_mixed_precision(cfg)
+        cfg.merge_from_dict(dict(options or {}))
+        cfg.randomness, cfg.work_dir = dict(seed=seed), str(folder)
+        path = _written(cfg, made, found)
+    return _run(path, folder, found)
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[str]:
+    """A folder in a run's, for files that are not to replace those of a run before it is known to be the same."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(prefix=".data_", dir=folder) as aside:
+            yield aside
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _set_data(cfg: Config, found: FoundData, batch_size: int | None, workers: int) -> None:
@@ -143,13 +164,25 @@ def _set_data(cfg: Config, found: FoundData, batch_size: int | None, workers: in
     cfg.val_evaluator = cfg.test_evaluator = found.evaluator()
 
 
-def _written(cfg: Config, folder: Path) -> Path:
-    """The config's file; the one of a run that was cut off must say the same."""
-    path, text = folder / "data" / "config.py", cfg.pretty_text  # mmengine writes one of the name into the run's folder
-    if path.exists() and path.read_text() != text:
-        raise FileExistsError(f"'{folder}' holds a run with other settings: name another work_dir, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(text.encode(), path)
+def _written(cfg: Config, made: Made, found: FoundData) -> Path:
+    """The config's file, with the data's digest beside it; those of a run that was cut off must say the same."""
+    path, text = made.into / "config.py", cfg.pretty_text  # mmengine writes one of the name into the run's folder
+    digest = made.digest(found.dataset(split)["ann_file"] for split in ("train", "val"))
+    if not path.exists():
+        made.write(_DIGEST, digest.encode())
+        made.write(path.name, text.encode())
+        made.keep()
+        return path
+    before = made.into / _DIGEST
+    if not before.exists() or before.read_text() != digest:
+        raise FileExistsError(
+            f"'{path.parent.parent}' holds a run, and the data (which images, annotations, splits or class names) have "
+            "changed since that run: name another work_dir to train on them, or put the data back to go on"
+        )
+    if path.read_text() != text:
+        raise FileExistsError(
+            f"'{path.parent.parent}' holds a run with other settings: name another work_dir, or remove it"
+        )
     return path
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from ..data.coco.file import CocoFile
@@ -11,7 +11,8 @@ from ..data.text_files import decoded_json
 from ..text import quoted
 from .files import Files, of_no_other_split, one_of, split_of, split_of_name, words_of
 from .found import FoundData
-from .objects import Source, chosen_classes, dataset_config, mask_note, write_json
+from .made import Made
+from .objects import Source, chosen_classes, dataset_config, mask_note
 from .splits import train_and_val
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
@@ -87,7 +88,7 @@ class CocoSource(Source):
                 counts[path] = counts.get(path, 0) + 1
         return counts
 
-    def found(self, into: Path, classes: Sequence[str] | None, held_out: float, seed: int) -> FoundData:
+    def found(self, made: Made, classes: Sequence[str] | None, held_out: float, seed: int) -> FoundData:
         notes = [*self.notes]
         chosen = chosen_classes(self.names, classes, notes)
         splits: dict[str | None, list[tuple[CocoPart, int]]] = {}
@@ -97,7 +98,7 @@ class CocoSource(Source):
                 splits.setdefault(part.split or split_of(path)[0], []).append((part, i))
         names = {split: [self._images[part.path][i] for part, i in ones] for split, ones in splits.items()}
         used, more = train_and_val(splits, names, held_out, seed)
-        sets = {split: self._dataset(into / f"{split}.json", ones, notes) for split, ones in used.items()}
+        sets = {split: self._dataset(made, f"{split}.json", ones, notes) for split, ones in used.items()}
         objects = self._objects(used.values(), set(chosen))
         masked = sum(bool(one.get("segmentation")) for one in objects)
         notes += [*more, mask_note(masked, len(objects))]
@@ -162,7 +163,7 @@ class CocoSource(Source):
             )
         return [path for path in found if path is not None]
 
-    def _dataset(self, path: Path, ones: Sequence[tuple[CocoPart, int]], notes: list[str]) -> Any:
+    def _dataset(self, made: Made, name: str, ones: Sequence[tuple[CocoPart, int]], notes: list[str]) -> Any:
         """The config of a split's data set: of the annotation file as it is, if it fits."""
         (part, _), *_ = ones
         images = self._images[part.path]
@@ -178,8 +179,7 @@ class CocoSource(Source):
             annotations=[one for one, i in zip(file.annotations, file.image.tolist(), strict=True) if i in chosen],
             categories=file.categories,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = write_json(path, content)
+        written = made.write_json(name, content)
         notes.append(f"'{written}' lists images of '{part.path}' ({len(ones):,}), with their paths as found.")
         return dataset_config(self.files, written, "")
 

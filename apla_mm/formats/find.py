@@ -10,6 +10,7 @@ from .files import Files
 from .found import FoundData
 from .label_maps.seg_pairs import find_pairs
 from .label_maps.segmentation import find_segmentation
+from .made import Made
 from .objects import Source
 from .voc import find_voc
 from .voc_lists import find_voc_pairs
@@ -31,7 +32,7 @@ _LOOKED_FOR = {
 def find_data(
     folder: str | Path,
     task: str,
-    into: str | Path,
+    into: str | Path | Made,
     *,
     classes: Sequence[str] | None = None,
     held_out: float = 0.2,
@@ -43,7 +44,7 @@ def find_data(
         folder: The data. Nothing in it is changed.
         task: 'seg' for images and label maps, 'det' for images and objects.
         into: A folder for the files that are written: lists of samples, converted annotations. One inside ``folder``
-            is not taken for data.
+            is not taken for data. :class:`~apla_mm.formats.made.Made` writes them beside it, until they are kept.
         classes: Names, where the files have none; or those to be learned, a part of the files' names.
         held_out: The share of images that are validated on where there is no split.
         seed: Which images those are.
@@ -61,14 +62,15 @@ def find_data(
         raise ValueError(f"held_out={held_out}: expected a share of the images between 0 and 1, such as 0.2")
     if classes is not None and (isinstance(classes, str) or not classes or len(set(classes)) < len(classes)):
         raise ValueError(f"classes={classes!r}: expected names that differ, such as ['cat', 'dog']")
-    files = Files(folder, without=into)
+    made = into if isinstance(into, Made) else Made(into)
+    files = Files(folder, without=made.into)
     found = None
     if task == "seg":
-        found = find_segmentation(files, Path(into), classes, held_out, seed)
+        found = find_segmentation(files, made, classes, held_out, seed)
     else:
         source, notes = _one_of(files, _sources(files, classes))
         if source is not None:
-            found = source.found(Path(into), classes, held_out, seed)
+            found = source.found(made, classes, held_out, seed)
             found = FoundData(
                 found.format, found.task, found.classes, (*notes, *found.notes), found.splits, found.masks
             )

@@ -1,16 +1,15 @@
 """Images with objects, and annotation files in COCO's format that are made of them."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..data.reading import DataError
 from ..text import first_few
 from .files import Files
 from .found import FoundData
+from .made import Made
 from .splits import train_and_val
 
 
@@ -44,11 +43,11 @@ class Source(ABC):
         """How many objects each image has that has any."""
 
     @abstractmethod
-    def found(self, into: Path, classes: Sequence[str] | None, held_out: float, seed: int) -> FoundData:
+    def found(self, made: Made, classes: Sequence[str] | None, held_out: float, seed: int) -> FoundData:
         """Data sets of mmdet.
 
         Args:
-            into: A folder for annotation files that are made.
+            made: The folder for annotation files that are made.
             classes: Those to be learned; None for all.
             held_out: The share of images that are validated on where there is no split.
             seed: Which of them.
@@ -78,15 +77,14 @@ class ObjectSource(Source):
     def counts(self) -> dict[str, int]:
         return {image.path: len(image.objects) for image in self.images if image.objects}
 
-    def found(self, into: Path, classes: Sequence[str] | None, held_out: float, seed: int) -> FoundData:
+    def found(self, made: Made, classes: Sequence[str] | None, held_out: float, seed: int) -> FoundData:
         chosen = chosen_classes(self.names, classes, self.notes)
         splits: dict[str | None, list[LabelledImage]] = {}
         for image in sorted(self.images, key=lambda one: one.path):
             splits.setdefault(image.split, []).append(image)
         names = {split: [image.path for image in images] for split, images in splits.items()}
         used, notes = train_and_val(splits, names, held_out, seed)
-        into.mkdir(parents=True, exist_ok=True)
-        written = {split: write_json(into / f"{split}.json", self._coco(images)) for split, images in used.items()}
+        written = {split: made.write_json(f"{split}.json", self._coco(images)) for split, images in used.items()}
         objects = [one for images in used.values() for image in images for one in image.objects]
         masked = sum("segmentation" in one for one in objects)
         masks = 0 < masked == len(objects)
@@ -140,9 +138,3 @@ def mask_note(masked: int, count: int) -> str:
 def dataset_config(files: Files, ann_file: str, images: str) -> Mapping[str, Any]:
     """The config of mmdet's data set of an annotation file, whose images are below a folder."""
     return dict(type="CocoDataset", data_root=str(files.root), ann_file=ann_file, data_prefix=dict(img=images))
-
-
-def write_json(path: Path, content: Any) -> str:
-    """Write a JSON file; gives its absolute path."""
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return str(path.absolute())

@@ -1,6 +1,7 @@
 """Training on a folder and predicting, in a few lines, against what the commands do."""
 
 import argparse
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers.data_sets import write_coco, write_photos
+from helpers.data_sets import edit_json, write_coco, write_photos
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 
 import apla_mm
+from apla_mm.api import training
 from apla_mm.api.prediction import Prediction
 from apla_mm.options.command_line import build_runner, load_config
 
@@ -121,6 +123,38 @@ def test_a_run_that_was_cut_off_goes_on_and_another_is_refused(tmp_path: Path) -
         train(root, "seg", tmp_path / "run", method="head", steps=3)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("task", ["seg", "det"])
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    root = write_photos(tmp_path / "data") if task == "seg" else write_coco(tmp_path / "data")
+    run = tmp_path / "run"
+    monkeypatch.setattr(training, "_run", lambda path, folder, found: (path, found))  # what is before training
+    training.find_data(root, task, run / "data")  # a first call that was cut off before there was a config
+    assert (run / "data").exists() == (task == "seg")
+    (config, found), again = train(root, task, run), train(root, task, run)
+    assert config == run / "data/config.py" and (config, found) == again
+    assert sorted(contents(run)) == [f"data/{name}" for name in ("config.py", "digest.txt", *lists(task))]
+    before = contents(run)
+    if task == "seg":
+        shutil.copy(root / "images/training/0_0.jpg", root / "images/training/new.jpg")
+        shutil.copy(root / "annotations/training/0_0.png", root / "annotations/training/new.png")
+    else:
+        edit_json(root / "annotations/instances_train.json", lambda content: content["annotations"].pop())
+    for how in ({}, dict(steps=3)):
+        with pytest.raises(FileExistsError, match="the data .* have changed since that run: name another work_dir"):
+            train(root, task, run, **how)
+        assert contents(run) == before
+    train(root, task, tmp_path / "other")
+    assert contents(tmp_path / "other")["data/digest.txt"] != before["data/digest.txt"]
+
+
+def lists(task: str) -> tuple[str, ...]:
+    return ("train.json", "val.json") if task == "seg" else ()
+
+
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
@@ -133,4 +167,4 @@ def test_a_run_that_was_cut_off_goes_on_and_another_is_refused(tmp_path: Path) -
 def test_what_is_wrong_is_named(tmp_path: Path, how: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         train(write_photos(tmp_path / "photos"), how.pop("task", "seg"), tmp_path / "run", **how)
-    assert not (tmp_path / "run/data/config.py").exists()
+    assert not (tmp_path / "run").exists()

@@ -2,20 +2,20 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from threading import Lock
 
 import numpy as np
 from PIL import Image
 
 from ...data.reading import DataError, check_evenly
-from ...delta.atomic_file import write_atomic
 from ...text import first_few
 from ..class_files import ClassFile
 from ..files import Files
+from ..made import Made
 
 
-def index_maps(files: Files, paths: Sequence[str], table: ClassFile | None, into: Path) -> dict[str, str]:
+def index_maps(files: Files, paths: Sequence[str], table: ClassFile | None, made: Made) -> dict[str, str]:
     """Write label maps of one channel for those of several that have a class for each colour.
 
     Of label maps whose channels are equal, one channel is taken. Others are left as they are where no file names
@@ -25,7 +25,7 @@ def index_maps(files: Files, paths: Sequence[str], table: ClassFile | None, into
         files: The files.
         paths: Label maps among them.
         table: What names classes, and colours.
-        into: A folder for the label maps that are made.
+        made: The folder for those that are made.
 
     Returns:
         The absolute path of what was made, for the path of each that it was made of.
@@ -33,7 +33,7 @@ def index_maps(files: Files, paths: Sequence[str], table: ClassFile | None, into
     Raises:
         DataError: One has a colour that ``table`` does not have, or cannot be written.
     """
-    made, lock = {}, Lock()
+    indexed, lock = dict[str, str](), Lock()
 
     def convert(path: str) -> None:
         labels = _labels(files, path, table)
@@ -41,14 +41,12 @@ def index_maps(files: Files, paths: Sequence[str], table: ClassFile | None, into
             return
         buffer = io.BytesIO()
         Image.fromarray(labels).save(buffer, "PNG")
-        target = into / Path(path).with_suffix(".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(buffer.getvalue(), target)
+        written = made.write(f"label_maps/{PurePosixPath(path).with_suffix('.png')}", buffer.getvalue())
         with lock:
-            made[path] = str(target.absolute())
+            indexed[path] = written
 
     check_evenly(paths, convert, None)
-    return made
+    return indexed
 
 
 def _labels(files: Files, path: str, table: ClassFile | None) -> np.ndarray | None:

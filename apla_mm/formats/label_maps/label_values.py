@@ -1,7 +1,7 @@
 """The labels that label maps hold, and label maps that cannot be learned from."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -36,12 +36,13 @@ class LabelValues:
         return sorted(self.pixels)
 
 
-def read_labels(files: Files, paths: Sequence[str]) -> LabelValues:
+def read_labels(files: Files, paths: Sequence[str], indexed: Mapping[str, str]) -> LabelValues:
     """Read all label maps.
 
     Args:
         files: The files.
         paths: Label maps among them.
+        indexed: Of those in colour, the file that was made of each, which is read in its place.
 
     Raises:
         DataError: One cannot be read, is in colour, saved with loss, or has labels of more than 8 bits.
@@ -49,7 +50,7 @@ def read_labels(files: Files, paths: Sequence[str]) -> LabelValues:
     values, lock = LabelValues(), Lock()
 
     def look(path: str) -> None:
-        counts, deep = _labels(files.full(path))
+        counts, deep = _labels(indexed.get(path) or files.full(path))
         labels = list(counts)
         with lock:
             values.pixels.update(counts)
