@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from .attention.encoder_layer import call_attentions
 from .attention.fused import fused_kind
 from .attention.multihead import ProjectedMultiheadAttention, check_multihead
 from .blocks import choose_blocks
@@ -103,8 +104,8 @@ def adapt(
     if adapted_before:
         _check_adapted_alike(projections, plan, adapted_before)
     further = _match(trainable, model)
-    for projection in projections:
-        _check_can_train(projection)
+    for projection, chosen in zip(projections, plan, strict=True):
+        _check_can_train(projection, len(chosen) == projection.linear.out_features)
     for one in found:
         if isinstance(one.attention, nn.MultiheadAttention):
             check_multihead(one.attention)
@@ -114,6 +115,7 @@ def adapt(
     release_frozen(model)
     known = {p.attention: p for p in found}
     replaced = tuple(name for name, module in model.named_modules() if module in known and _fuse(known[module]))
+    call_attentions(model)
     model.requires_grad_(False)
     for projection, chosen in zip(projections, plan, strict=True):
         linear = projection.linear
@@ -181,7 +183,7 @@ def _choose_channels(
     if channels is None:
         counts = [resolve_r("full" if r is None else r, p.linear.out_features, p.name) for p in projections]
         for p in projections if how.type == "magnitude" else ():
-            _check_can_train(p)  # it has weights
+            _check_can_train(p, whole=True)  # it has weights
         return [
             random_channels(p.name, p.linear.out_features, count, seed)
             if how.type == "random"
@@ -209,13 +211,25 @@ def _check_adapted_alike(projections: list[Projection], plan: list[list[int]], a
         raise ValueError(f"{sorted(left_over)} were adapted before and are not now: call apla_mm.merge(model) first")
 
 
-def _check_can_train(projection: Projection) -> None:
-    weight = projection.linear.weight
-    problem = ""
+def _check_can_train(projection: Projection, whole: bool) -> None:
+    linear, problem = projection.linear, ""
+    weight = linear.weight
     if isinstance(weight, UninitializedParameter):
         problem = "is a lazy layer without values: run the model once"
     elif hasattr(weight, "full_tensor"):
         problem = "is a shard of FSDP2, into which nothing could be merged: adapt the model before it is sharded"
+    elif weight.is_meta:
+        problem = "is on the meta device and has no values: adapt the model once it has them"
+    elif (
+        not whole
+        and projection.linear._parameters.get("weight") is None
+        and not isinstance(projection.linear, PartialLinear)
+    ):
+        problem = (
+            "has a weight that is computed from others (pruned, or under weight or spectral norm), so that rows of it "
+            "cannot be trained: make it a plain one first (prune.remove, remove_parametrizations), or train it by "
+            "r='full'"
+        )
     elif not weight.is_floating_point():
         problem = f"holds {weight.dtype}, for which there are no gradients: adapt the model before it is quantized"
     if problem:

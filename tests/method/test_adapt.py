@@ -8,6 +8,7 @@ from helpers.comparisons import assert_same, changed_rows
 from helpers.nets import tiny_vit
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from apla_mm.method import PartialLinear, adapt, count_parameters, merge
 
@@ -405,7 +406,24 @@ def quantized():
     return attention
 
 
+def computed(how):
+    def make():
+        attention = nn.MultiheadAttention(8, 2)
+        how(attention.out_proj)
+        return attention
+
+    return make
+
+
+COMPUTED = {
+    "pruned": lambda linear: prune.l1_unstructured(linear, "weight", 0.5),
+    "weight_norm": parametrizations.weight_norm,
+    "old weight_norm": nn.utils.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+}
 REFUSED = {
+    **{name: (computed(how), {}, "'1.attn.out_proj' has a weight that is computed") for name, how in COMPUTED.items()},
+    "meta": (lambda: nn.MultiheadAttention(8, 2, device="meta"), {}, "'1.attn.out_proj' is on the meta device"),
     "add_bias_kv": (lambda: nn.MultiheadAttention(8, 2, add_bias_kv=True), {}, "add_bias_kv"),
     "add_zero_attn": (lambda: nn.MultiheadAttention(8, 2, add_zero_attn=True), {}, "add_zero_attn"),
     "lazy": (lazy, {}, "'1.attn.out_proj' is a lazy layer"),

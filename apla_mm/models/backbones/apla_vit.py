@@ -1,6 +1,5 @@
 """A plain ViT of timm as a backbone for dense prediction or classification, adapted by APLA."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -290,6 +289,6 @@ def _resolve_indices(out_indices: Sequence[int], depth: int) -> list[int]:
 def _check_fit(state: Mapping[str, Tensor], vit: nn.Module, source: str, model_name: str) -> None:
     if told := misfit(state, vit.state_dict()):
         raise ValueError(f"{source} does not fit '{model_name}': {told}")
-    broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not math.isfinite(tensor.sum())]
+    broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"{source} holds values that are not finite: {', '.join(broken[:4])}")

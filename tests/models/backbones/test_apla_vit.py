@@ -259,6 +259,15 @@ def test_weights_that_do_not_fit_are_an_error_and_change_nothing(tmp_path, weigh
             backbone(torch.randn(1, 3, 64, 64))
 
 
+def test_values_of_half_precision_may_add_up_to_more_than_it_holds(tmp_path, weights):
+    many = {name: tensor.half() for name, tensor in weights.items()}
+    many["blocks.0.mlp.fc1.bias"] = torch.full((128,), 60000.0, dtype=torch.float16)
+    save_file(many, tmp_path / "half.safetensors")
+    backbone = make(pretrained=tmp_path / "half.safetensors")
+    backbone.init_weights()
+    assert (backbone.vit.blocks[0].mlp.fc1.bias == 60000).all()
+
+
 def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):
         make(pretrained=tmp_path / "none.pth").init_weights()
