@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..options.launching import leave
 from ..serve.requests.limits import Limits
 from ..serve.server import Settings, serve
 from . import command_parser, errors_in_one_line
@@ -65,7 +66,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 @errors_in_one_line(OSError, ValueError)
 def main(argv: Sequence[str] | None = None) -> None:
-    serve(settings_of(parse_args(argv)))
+    if not serve(settings_of(parse_args(argv))):
+        leave()
 
 
 if __name__ == "__main__":

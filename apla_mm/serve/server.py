@@ -3,9 +3,12 @@
 import logging
 import signal
 import socket
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import torch
 import uvicorn
@@ -47,11 +50,15 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings) -> bool:
     """Serve until SIGTERM or SIGINT: what is in flight is answered first.
 
     Args:
         settings: What is asked for.
+
+    Returns:
+        Whether all threads have ended. Where one has not, the interpreter may not be taken down: it would be torn away
+        from under a model that computes.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -63,10 +70,10 @@ def serve(settings: Settings) -> None:
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     base = None if settings.base is None else Base.of_file(settings.base, device)
     with _listen(settings.host, settings.port) as listening:
-        _serve(settings, listening, device, base)
+        return _serve(settings, listening, device, base)
 
 
-def _serve(settings: Settings, listening: socket.socket, device: str, base: Base | None) -> None:
+def _serve(settings: Settings, listening: socket.socket, device: str, base: Base | None) -> bool:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     _log.setLevel(logging.INFO)
     logging.getLogger("python_multipart").setLevel(
@@ -85,27 +92,53 @@ def _serve(settings: Settings, listening: socket.socket, device: str, base: Base
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.stop_seconds)),
     )
+    server = _Server(config, end.told)
     for one in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn raises the signal again once all is answered: by default that would be the process's end, and no 0
-        signal.signal(one, lambda *_: None)
-    tasks.watch(settings.poll)
+        # also before uvicorn listens to signals, and when it raises them again once all is answered
+        signal.signal(one, server.handle_exit)
+    end.watching = tasks.watch(settings.poll)
     host, port = listening.getsockname()[:2]
     _log.info("serving '%s' at http://%s:%d", settings.folder, f"[{host}]" if ":" in host else host, port)
-    uvicorn.Server(config).run(sockets=[listening])
+    server.run(sockets=[listening])
     _log.info("stopped")
+    return end.is_complete
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, told: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._told = told
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._told()
+        super().handle_exit(sig, frame)
 
 
 class _End:
-    """The end of the threads, within what is left of the time for it."""
+    """The end of the threads, within what is left of the time that began with the signal."""
 
     def __init__(self, tasks: TaskFolder, worker: Worker, seconds: float) -> None:
         self._tasks, self._worker, self._seconds = tasks, worker, seconds
+        self._until: float | None = None
+        self.watching: threading.Thread | None = None
+        self.is_complete = False
+
+    def told(self) -> None:
+        if self._until is None:
+            self._until = time.monotonic() + self._seconds
 
     def begin(self) -> None:
-        begin = time.monotonic()
+        self.told()
         self._tasks.stop()
-        if not self._worker.stop(self._seconds):
-            _log.warning("a batch did not end within %g s", time.monotonic() - begin)
+        if self.watching is not None:
+            self.watching.join(self._left())
+        stopped = self._worker.stop(self._left())
+        self.is_complete = stopped and not (self.watching and self.watching.is_alive())
+        if not self.is_complete:
+            _log.warning("what was being computed did not end within %g s", self._seconds)
+
+    def _left(self) -> float:
+        return max(0.0, (self._until or 0.0) - time.monotonic())
 
 
 def _listen(host: str, port: int) -> socket.socket:

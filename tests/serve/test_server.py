@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.processes import ON_CPU, started, wait_until
 from helpers.serving import serving
 
 from apla_mm.__main__ import main
@@ -38,6 +40,46 @@ def test_requests_in_flight_are_answered_before_it_ends_with_0(
         assert server.log.read_text().rstrip().endswith("INFO stopped")
         with pytest.raises(OSError):
             server.ask("GET", "/health")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_right_after_the_announcement_is_heard(sent: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    command = (sys.executable, "-m", "apla_mm", "serve", tmp_path / "tasks", "--port", "0")
+    with started(*command, log=tmp_path / "log.txt", until="serving .* at http", env=ON_CPU) as process:
+        process.send_signal(sent)
+        assert process.wait(20) == 0
+
+
+BUSY = """
+import sys, time, torch
+from apla_mm.__main__ import main
+from apla_mm.serve import server
+
+def busy():
+    print("busy", flush=True)
+    a = torch.randn(800, 800)
+    while True:
+        a = (a @ a).tanh()
+
+make_app = server.make_app
+server.make_app = lambda tasks, worker, *rest: (worker.call(busy), make_app(tasks, worker, *rest))[1]
+main(["serve", sys.argv[1], "--port", "0", "--stop-seconds", "2"])
+"""
+
+
+def test_what_does_not_end_is_left_when_the_time_is_over(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "busy.py").write_text(BUSY)
+    log = tmp_path / "log.txt"
+    command = (sys.executable, tmp_path / "busy.py", tmp_path / "tasks")
+    with started(*command, log=log, until="serving .* at http", env=ON_CPU) as process:
+        wait_until(lambda: "busy" in log.read_text(), 60, log.read_text)
+        process.send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        assert process.wait(30) == 0, log.read_text()
+        assert 1.5 < time.monotonic() - begin < 15
+    assert "did not end within 2 s" in log.read_text() and log.read_text().rstrip().endswith("INFO stopped")
 
 
 def test_requests_that_are_too_many_or_too_slow(
