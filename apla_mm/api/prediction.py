@@ -1,6 +1,7 @@
 """What a model found in an image."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,18 @@ class Prediction:
     palette: np.ndarray | None = None
 
     @classmethod
-    def of(cls, image: np.ndarray, sample: Any, classes: tuple[str, ...], palette: Any = None) -> "Prediction":
+    def of(
+        cls, image: np.ndarray, sample: Any, classes: tuple[str, ...], palette: np.ndarray | None = None
+    ) -> "Prediction":
         """Read a data sample of mmseg, mmdet or mmpretrain.
 
         Args:
             image: (H, W, 3) uint8, RGB.
             sample: What ``test_step`` gives for it.
             classes: Names.
-            palette: RGB of each class; None to make one.
+            palette: RGB of each class, as of :func:`colours_of`; None to make one.
         """
-        colours = _palette(len(classes)) if palette is None else np.asarray(palette, np.uint8).reshape(-1, 3)
+        colours = colours_of(classes, None) if palette is None else palette
         if "pred_sem_seg" in sample:
             labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.int64)
             return cls(image, classes, label_map=labels, palette=colours)
@@ -113,7 +116,7 @@ class Prediction:
         if shown.any():
             drawer.draw_bboxes(self.boxes[shown], edge_colors=colours, line_widths=2)
             texts = [
-                f"{self.classes[label] if label < len(self.classes) else label} {score:.2f}"
+                f"{self._name(label)} {score:.2f}".replace("$", r"\$")  # which begins a formula
                 for label, score in zip(self.labels[shown], self.scores[shown], strict=True)
             ]
             drawer.draw_texts(
@@ -151,9 +154,26 @@ class Prediction:
         return self.classes[label] if label < len(self.classes) else str(label)
 
 
-def _palette(count: int) -> np.ndarray:
-    """Colours that differ, uint8 (count, 3): hues a golden ratio apart."""
+def colours_of(classes: Sequence[str], palette: Any) -> np.ndarray:
+    """The colours that classes are drawn in.
+
+    Args:
+        classes: Names.
+        palette: RGB of each; None for hues a golden ratio apart.
+
+    Returns:
+        uint8 (N, 3), of at least one colour.
+
+    Raises:
+        ValueError: The palette is none.
+    """
     import colorsys
 
-    hues = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75, 0.95) for i in range(max(1, count))]
-    return (255 * np.array(hues)).round().astype(np.uint8)
+    if palette is None or not len(palette):
+        hues = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75, 0.95) for i in range(max(1, len(classes)))]
+        return (255 * np.array(hues)).round().astype(np.uint8)
+    colours = np.asarray(palette)
+    right = colours.ndim == 2 and colours.shape[1] == 3 and colours.dtype.kind in "iu"
+    if not right or not 0 <= colours.min() <= colours.max() <= 255:
+        raise ValueError(f"the palette is no list of colours, three whole numbers from 0 to 255 each: {palette!r:.80}")
+    return colours.astype(np.uint8)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data.reading import read_image
 from ..options.predictions import without_labels
-from .prediction import Prediction
+from .prediction import Prediction, colours_of
 
 ImageLike = str | Path | np.ndarray | Image.Image
 
@@ -33,13 +33,17 @@ class Predictor:
     Attributes:
         model: The model.
         classes: Names.
+        palette: RGB of each class, uint8 (N, 3).
+
+    Raises:
+        ValueError: The pipeline does not begin with an image's file, or the palette is none.
     """
 
     def __init__(
         self, model: nn.Module, scope: str, pipeline: Sequence[Any], classes: tuple[str, ...], palette: Any = None
     ) -> None:
         self.model: Any = model
-        self.classes, self.palette, self._scope = classes, palette, scope
+        self.classes, self.palette, self._scope = classes, colours_of(classes, palette), scope
         first, *rest = without_labels(list(pipeline))
         if "LoadImage" not in str(first.get("type")):
             raise ValueError(

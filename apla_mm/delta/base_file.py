@@ -97,7 +97,7 @@ def find_base(name: str, delta_path: Path) -> Path:
             f"delta '{delta_path}': its base file must be called base-<16 hexadecimal digits>.safetensors, without a "
             f"folder, and not {ascii(name)[:80]}"
         )
-    folders = list(dict.fromkeys(_folders(Path(delta_path))))
+    folders = base_folders(Path(delta_path))
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
@@ -181,6 +181,11 @@ def merged_state(delta: Delta, base: Mapping[str, Tensor], check_base: bool = Tr
     state = {name: base[name] for name in sorted(needed)}
     apply_delta(state, delta, check_base=check_base)
     return state
+
+
+def base_folders(delta_path: Path) -> list[Path]:
+    """The folders in which a delta's base file is looked for, first to last; see :func:`find_base`."""
+    return list(dict.fromkeys(_folders(delta_path)))
 
 
 def _folders(delta_path: Path) -> Iterator[Path]:

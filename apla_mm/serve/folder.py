@@ -5,12 +5,13 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..delta import Delta, DeltaError, load_delta
-from ..delta.base_file import is_base_name
+from ..delta.base_file import base_folders, is_base_name
 from ..text import printable
 from .base import Base
 from .task import Task, base_of
@@ -41,15 +42,17 @@ class Entry:
     reason: str = ""
     task: Task | None = None
     signature: Any = None
+    bases: Any = ()
     since: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """What a client is told."""
-        told: dict[str, Any] = dict(name=self.name, status=self.status, file=self.file)
+        told: dict[str, Any] = dict(name=printable(self.name), status=self.status, file=printable(self.file))
         if self.reason:
             told["reason"] = self.reason
         if self.task is not None:
-            told.update(kind=self.task.kind, classes=list(self.task.classes), bytes=self.task.nbytes)
+            classes = [printable(one) for one in self.task.classes]
+            told.update(kind=self.task.kind, classes=classes, bytes=self.task.nbytes)
         return told
 
 
@@ -125,8 +128,8 @@ class TaskFolder:
                 name = path.name
             seen.add(name)
             self._look_at(name, path)
-        for name in self._entries.keys() - seen:
-            self._gone(self._entries[name])
+        for entry in [entry for name, entry in self._entries.items() if name not in seen]:
+            self._gone(entry)
         self.is_read = True
 
     def _look_at(self, name: str, path: Path) -> None:
@@ -134,30 +137,30 @@ class TaskFolder:
             status = path.stat()
         except OSError:  # gone since it was listed
             return
-        signature: Any = (path.name, status.st_ino, status.st_size, status.st_mtime_ns)
-        if self.base is None:
-            signature = (*signature, *self._bases())
+        signature = (path.name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         entry = self._entries.get(name)
         if entry is None or entry.status == "gone":
             entry = self._entries[name] = Entry(name, path.name)
-        known = entry.signature[:4] == signature[:4] if entry.signature else False
-        if entry.signature == signature and (entry.status == "refused" or not entry.reason):
-            return
-        if not known:
+        lacks_base = self.base is None and entry.task is None
+        bases = tuple(_bases(path)) if lacks_base else entry.bases
+        if (signature, bases) == (entry.signature, entry.bases):
+            if entry.status == "refused" or not entry.reason:
+                return
+        else:
             entry.since = time.monotonic()
-        entry.file, entry.signature = path.name, signature
+        entry.file, entry.signature, entry.bases = path.name, signature, bases
         if not _NAME.fullmatch(name) or name == path.name:
             cure = "rename it to NAME.delta.safetensors, of letters, digits, '.', '-' and '_', and as no other file"
             return self._refuse(entry, f"its name is none of a task, or another file's: {cure}")
         try:
             delta = load_delta(path)
-        except DeltaError as error:
-            if time.monotonic() - entry.since < _SETTLES:
-                entry.reason = f"it cannot be read yet: {printable(error)}"
-                return None
-            return self._refuse(entry, printable(error))
-        try:
             task = self._worker.call(lambda: self._made(name, delta)).result()
+        except DeltaError as error:
+            if time.monotonic() - entry.since >= _SETTLES:
+                return self._refuse(entry, printable(error))
+            entry.status = "waiting" if entry.task is None else entry.status
+            entry.reason = f"it cannot be read yet: {printable(error)}"
+            return None
         except Exception as error:  # a model fails to be built in any way
             return self._refuse(entry, printable(error if isinstance(error, ValueError) else repr(error)))
         entry.task, entry.status, entry.reason = task, "served", ""
@@ -176,21 +179,25 @@ class TaskFolder:
 
     def _refuse(self, entry: Entry, reason: str) -> None:
         entry.task, entry.status, entry.reason = None, "refused", reason
-        _log.error("task %s: refused: %s", entry.name, reason)
+        _log.error("task %s: refused: %s", printable(entry.name), reason)
 
     def _gone(self, entry: Entry) -> None:
         if entry.status == "gone":
             return
         entry.task, entry.status, entry.reason = None, "gone", "its file is not in the folder any more"
-        _log.warning("task %s: %s", entry.name, entry.reason)
+        _log.warning("task %s: %s", printable(entry.name), entry.reason)
         gone = [one.name for one in self.entries if one.status == "gone"]
         for name in gone[_MOST_GONE:]:
-            del self._entries[name]
+            self._entries.pop(name, None)
 
-    def _bases(self) -> Iterator[str]:
-        """Names of base files that lie by: a delta that lacked its own is tried again when one comes."""
-        for folder in (self._folder, self._folder / "bases"):
-            yield from sorted(path.name for path in folder.glob("base-*.safetensors"))
+
+def _bases(path: Path) -> Iterator[tuple[str, int, int]]:
+    """The base files that lie where a delta's is looked for: one that lacked its own is tried again when one comes."""
+    for folder in base_folders(path):
+        for base in sorted(folder.glob("base-*.safetensors")):
+            with suppress(OSError):  # gone since it was listed
+                status = base.stat()
+                yield str(base), status.st_size, status.st_mtime_ns
 
 
 def is_delta(path: Path) -> bool:

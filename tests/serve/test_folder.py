@@ -1,5 +1,6 @@
 """Deltas that come, change, break and go while they are served."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,11 @@ from helpers.serving import Server, serving
 
 import apla_mm
 from apla_mm.delta import load_delta
+from apla_mm.serve import folder as folder_module
+from apla_mm.serve.folder import TaskFolder
+from apla_mm.serve.metrics import Metrics
+from apla_mm.serve.requests.limits import Limits
+from apla_mm.serve.worker import Worker
 
 pytestmark = pytest.mark.slow
 
@@ -125,3 +131,114 @@ def test_what_cannot_be_served_is_refused_by_name(
         assert f"task {name}: refused: " in own.log.read_text()
     wait(own, "objects", "'served'")
     assert own.predict("objects", make_picture())["task"] == "objects"
+
+
+@pytest.fixture
+def looked_at(tmp_path: Path) -> Iterator[tuple[TaskFolder, Path]]:
+    """Tasks of an empty folder, at which a test looks itself; and that folder."""
+    worker = Worker(Limits(), Metrics())
+    (tmp_path / "above/here/deltas").mkdir(parents=True)
+    yield TaskFolder(tmp_path / "above/here/deltas", worker, "cpu"), tmp_path / "above/here/deltas"
+    assert worker.stop(60)
+
+
+def test_a_base_that_is_not_whole_yet_is_waited_for(
+    looked_at: tuple[TaskFolder, Path], deltas: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks, folder = looked_at
+    caplog.set_level("INFO", "apla_mm.serve")
+    (base,) = deltas.glob("base-*")
+    put(deltas / "regions.delta.safetensors", folder / "regions.delta.safetensors")
+    (folder / base.name).write_bytes(base.read_bytes()[:2000])
+    tasks.look()
+    (told,) = tasks.entries
+    assert told.status == "waiting" and "cannot be read yet: base" in told.reason
+    shutil.copyfile(base, folder / base.name)
+    for _ in range(3):
+        tasks.look()
+    assert tasks.entries[0].status == "served" and tasks.entries[0].reason == ""
+    assert [line for line in caplog.messages if line.startswith("task")] == [
+        "task regions: served, segmentation of 2 classes"
+    ]
+
+
+@pytest.mark.parametrize("place", [".", "bases", "../bases", "../../bases", "elsewhere"])
+def test_a_base_may_come_wherever_it_is_looked_for(
+    looked_at: tuple[TaskFolder, Path],
+    deltas: Path,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(folder_module, "_SETTLES", 0.0)
+    tasks, folder = looked_at
+    if place == "elsewhere":
+        monkeypatch.setenv("APLA_MM_BASES", str(folder / place))
+    source = deltas / "regions.delta.safetensors"
+    without_weights = load_delta(source).header.config.replace("vit.safetensors", "no.safetensors")
+    write_variant(source, folder / "regions.safetensors", config=without_weights)
+    for _ in range(3):
+        tasks.look()
+    assert tasks.entries[0].status == "refused" and "needs its base" in tasks.entries[0].reason
+    assert len(caplog.messages) == 1  # it is not tried again without a reason
+    (base,) = deltas.glob("base-*")
+    (folder / place).mkdir(exist_ok=True)
+    torn = base.read_bytes()
+    (folder / place / base.name).write_bytes(bytes(1000) + torn[1000:])
+    tasks.look()
+    assert tasks.entries[0].status == "refused" and "damaged" in tasks.entries[0].reason
+    (folder / place / base.name).write_bytes(torn)
+    tasks.look()
+    assert tasks.entries[0].status == "served"
+
+
+def test_a_file_that_is_mended_in_place_is_read_again(
+    looked_at: tuple[TaskFolder, Path], deltas: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "_SETTLES", 0.0)
+    tasks, folder = looked_at
+    shutil.copyfile(next(deltas.glob("base-*")), folder / next(deltas.glob("base-*")).name)
+    whole, path = (deltas / "regions.delta.safetensors").read_bytes(), folder / "regions.safetensors"
+    path.write_bytes(bytes(len(whole)))
+    os.utime(path, (1, 1))
+    tasks.look()
+    assert tasks.entries[0].status == "refused"
+    path.write_bytes(whole)  # as rsync does: of the same size, inode and time of change
+    os.utime(path, (1, 1))
+    tasks.look()
+    assert tasks.entries[0].status == "served"
+
+
+def test_a_file_that_was_refused_and_is_being_written_is_waited_for(
+    looked_at: tuple[TaskFolder, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, folder = looked_at
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_module, "_SETTLES", 0.0)
+        (folder / "a.safetensors").write_bytes(b"x")
+        tasks.look()
+    assert tasks.entries[0].status == "refused"
+    (folder / "a.safetensors").write_bytes(b"xy")
+    tasks.look()
+    assert tasks.entries[0].status == "waiting" and "cannot be read yet" in tasks.entries[0].reason
+
+
+def test_of_many_files_that_go_the_last_are_forgotten(looked_at: tuple[TaskFolder, Path]) -> None:
+    tasks, folder = looked_at
+    for letter in "ba":
+        for i in range(100):
+            (folder / f"{letter}{i:03}.safetensors").write_bytes(b"x")
+        tasks.look()
+        for path in folder.iterdir():
+            path.unlink()
+        tasks.look()
+    assert len(tasks.entries) == 100 and {entry.status for entry in tasks.entries} == {"gone"}
+
+
+def test_names_that_no_text_can_hold_are_told_escaped(looked_at: tuple[TaskFolder, Path]) -> None:
+    tasks, folder = looked_at
+    with open(os.path.join(os.fsencode(folder), b"caf\xe9\n.safetensors"), "wb") as file:
+        file.write(b"x")
+    tasks.look()
+    (told,) = (entry.as_json() for entry in tasks.entries)
+    assert told["file"] == "caf\\udce9\\n.safetensors" and json.dumps(told, ensure_ascii=False).encode()

@@ -47,7 +47,7 @@ def encode(found: Prediction, task: str, how: Format, score: float | None, drawn
             raise RefusedError(
                 400, f"task {task!r} gives no label map, of which format=png is", "ask for format=json or format=drawn"
             )
-        return _label_png(found.label_map, len(found.classes)), "image/png"
+        return _label_png(found), "image/png"
     told = as_json(found, task, 0.0 if score is None else score)
     if drawn:
         told["drawn"] = _text(_drawn(found, score))
@@ -68,8 +68,8 @@ def as_json(found: Prediction, task: str, score: float = 0.0) -> dict[str, Any]:
     if found.label_map is not None:
         told["label_map"] = dict(
             encoding="png;base64",
-            none=_none(len(found.classes)),
-            data=_text(_label_png(found.label_map, len(found.classes))),
+            none=_none(found),
+            data=_text(_label_png(found)),
         )
         present, counts = np.unique(found.label_map[found.label_map >= 0], return_counts=True)
         told["pixels"] = {str(label): int(count) for label, count in zip(present, counts, strict=True)}
@@ -93,14 +93,17 @@ def _drawn(found: Prediction, score: float | None) -> bytes:
     return _png(image)
 
 
-def _none(classes: int) -> int:
+def _none(found: Prediction) -> int:
     """What pixels of no class are in a label map's PNG."""
-    return 255 if classes <= 255 else 65535
+    assert found.label_map is not None
+    count = max(len(found.classes), int(found.label_map.max(initial=-1)) + 1)  # there may be no names
+    return 255 if count <= 255 else 65535
 
 
-def _label_png(label_map: np.ndarray, classes: int) -> bytes:
-    none = _none(classes)
-    labels = np.where(label_map < 0, none, label_map)
+def _label_png(found: Prediction) -> bytes:
+    assert found.label_map is not None
+    none = _none(found)
+    labels = np.where(found.label_map < 0, none, found.label_map)
     return _png(Image.fromarray(labels.astype(np.uint8 if none == 255 else np.uint16)))
 
 

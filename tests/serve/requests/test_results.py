@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apla_mm.api.prediction import Prediction
+from apla_mm.api.prediction import Prediction, colours_of
 from apla_mm.serve.requests.limits import RefusedError
 from apla_mm.serve.requests.results import Format, encode
 
@@ -63,3 +63,19 @@ def test_no_objects_are_empty_lists() -> None:
     assert {key: told(found)[key] for key in ("boxes", "scores", "labels", "masks")} == dict(
         boxes=[], scores=[], labels=[], masks=[]
     )
+
+
+def test_labels_without_names_are_not_wrapped() -> None:
+    one = told(Prediction(IMAGE[:1], (), label_map=np.array([[300, 255, -1]])))
+    assert array(one["label_map"]["data"]).tolist() == [[300, 255, 65535]] and one["label_map"]["none"] == 65535
+    assert one["pixels"] == {"255": 1, "300": 1}
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    names = ("5$_$", "$x^{$", r"a\b")
+    boxes = np.array([[1, 1, 30, 30]] * 3, np.float32)
+    image = np.zeros((40, 80, 3), np.uint8)
+    labels, palette = np.arange(3), colours_of(names, None)
+    found = Prediction(image, names, boxes=boxes, scores=np.ones(3, np.float32), labels=labels, palette=palette)
+    content, kind = encode(found, "t", Format.DRAWN, None, False)
+    assert kind == "image/png" and np.asarray(Image.open(io.BytesIO(content))).any()
