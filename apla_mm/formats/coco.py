@@ -97,7 +97,8 @@ class CocoSource(Source):
             for i, path in enumerate(paths):
                 splits.setdefault(part.split or split_of(path)[0], []).append((part, i))
         names = {split: [self._images[part.path][i] for part, i in ones] for split, ones in splits.items()}
-        used, more = train_and_val(splits, names, held_out, seed)
+        looked_in = None if any(part.split for part in self.parts) else self.files
+        used, more = train_and_val(splits, names, held_out, seed, looked_in)
         sets = {split: self._dataset(made, f"{split}.json", ones, notes) for split, ones in used.items()}
         objects = self._objects(used.values(), set(chosen))
         masked = sum(bool(one.get("segmentation")) for one in objects)

@@ -65,6 +65,7 @@ class ObjectSource(Source):
         names: The classes, in the order of their labels.
         images: The images.
         notes: What was found.
+        listed: Whether the images' splits are those of lists, and not of folders.
     """
 
     format: str
@@ -73,6 +74,7 @@ class ObjectSource(Source):
     names: list[str]
     images: list[LabelledImage]
     notes: list[str] = field(default_factory=list)
+    listed: bool = False
 
     def counts(self) -> dict[str, int]:
         return {image.path: len(image.objects) for image in self.images if image.objects}
@@ -83,7 +85,7 @@ class ObjectSource(Source):
         for image in sorted(self.images, key=lambda one: one.path):
             splits.setdefault(image.split, []).append(image)
         names = {split: [image.path for image in images] for split, images in splits.items()}
-        used, notes = train_and_val(splits, names, held_out, seed)
+        used, notes = train_and_val(splits, names, held_out, seed, None if self.listed else self.files)
         written = {split: made.write_json(f"{split}.json", self._coco(images)) for split, images in used.items()}
         objects = [one for images in used.values() for image in images for one in image.objects]
         masked = sum("segmentation" in one for one in objects)

@@ -9,8 +9,10 @@ from xml.parsers import expat
 from ..data.reading import DataError
 from ..text import quoted
 from .files import Files, of_no_other_split, one_of, split_of
+from .named_files import NamedFiles
 from .objects import LabelledImage, ObjectSource
-from .voc_lists import read_list, voc_lists
+from .split_lists import named_by, read_list, say
+from .voc_lists import voc_lists
 
 
 class _Xml:
@@ -91,7 +93,8 @@ def find_voc(files: Files, classes: Sequence[str] | None) -> ObjectSource | None
     if not paths:
         return None
     annotations = {path: _Xml(files.full(path)) for path in paths}
-    splits, notes = _splits(files, paths)
+    lists = voc_lists(files, "Main")
+    splits, notes = _splits(files, paths, lists)
     corners = [
         (xml.number(box, key), key)
         for xml in annotations.values()
@@ -115,24 +118,19 @@ def find_voc(files: Files, classes: Sequence[str] | None) -> ObjectSource | None
     if bare:
         notes.append(f"Images without an XML file, or in no list, are left out ({len(bare):,}): {quoted(bare, 4)}.")
     names = _names({one["name"] for image in images for one in image.objects}, classes, notes)
-    return ObjectSource("Pascal VOC's format", paths[0], files, names, images, notes)
+    return ObjectSource("Pascal VOC's format", paths[0], files, names, images, notes, listed=bool(lists))
 
 
-def _splits(files: Files, paths: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+def _splits(files: Files, paths: Sequence[str], lists: Mapping[str, str]) -> tuple[dict[str, str | None], list[str]]:
     """The split of each XML file that is used: by VOC's lists, or the folder."""
-    lists = voc_lists(files, "Main")
     if not lists:
         return {path: split_of(path)[0] for path in paths}, []
-    by_stem = {PurePosixPath(path).stem: path for path in paths}
+    named = NamedFiles(paths)
     splits: dict[str, str | None] = {}
     for split, path in lists.items():
-        for line, name in read_list(files, path):
-            if name not in by_stem:
-                raise DataError(
-                    f"'{files.full(path)}', line {line}: '{name}' has no XML file: add it, or remove the line"
-                )
-            splits[by_stem[name]] = split
-    return splits, [f"The splits are those of {quoted(lists.values())}."]
+        for number, line in read_list(files, path):
+            splits[named_by(files, path, number, line, named, split, "XML file")] = split
+    return splits, [say(lists.values())]
 
 
 def _images(files: Files, annotations: Mapping[str, _Xml], notes: list[str]) -> dict[str, str]:

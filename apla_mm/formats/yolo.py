@@ -12,7 +12,9 @@ from ..data.reading import DataError
 from ..text import first_few, quoted
 from .class_files import names_in
 from .files import Files, one_of, split_of
+from .named_files import NamedFiles
 from .objects import LabelledImage, ObjectSource
+from .split_lists import named_by, read_list
 
 _TOLERANCE = 0.01  # of an image's side, by which a coordinate may be outside of it
 _NAMES_FILES = ("classes.txt", "obj.names", "labels.txt")
@@ -73,7 +75,8 @@ def find_yolo(files: Files, classes: Sequence[str] | None) -> ObjectSource | Non
     notes += _unpaired(files, label_of, taken)
     if about.keypoints:
         notes.append("Keypoints are left out: boxes are learned alone.")
-    return ObjectSource("YOLO's format", next(iter(label_of.values())), files, names, images, notes)
+    path = next(iter(label_of.values()))
+    return ObjectSource("YOLO's format", path, files, names, images, notes, listed=bool(about.images))
 
 
 def _description(files: Files) -> _Description | None:
@@ -126,7 +129,7 @@ def _add_split(files: Files, path: str, content: dict[str, Any], split: str, abo
                 f"'{path}' names '{value}' for {split}, which does not exist: folders' names say the splits."
             )
         elif place.endswith(".txt"):
-            about.images.update(dict.fromkeys(_listed_images(files, place), split))
+            about.images.update(dict.fromkeys(_listed_images(files, place, split), split))
         else:
             inside = [one for one in files.images if place in ("", ".") or one.startswith(f"{place}/")]
             about.images.update(dict.fromkeys(inside, split))
@@ -146,21 +149,9 @@ def _place(files: Files, path: str, content: dict[str, Any], value: str) -> str 
     return None
 
 
-def _listed_images(files: Files, path: str) -> list[str]:
-    found = []
-    for number, line in enumerate((files.root / path).read_text(encoding="utf-8-sig").splitlines(), 1):
-        if line.strip():
-            name = PurePosixPath(line.strip().replace("\\", "/"))
-            same = [one for one in files.images_named(name.name) if f"/{one}".endswith(f"/{_last(name, 2)}")]
-            image = one_of(same or files.images_named(name.name), path)
-            if image is None:
-                raise DataError(f"'{files.full(path)}', line {number}: the image '{line.strip()}' is not there")
-            found.append(image)
-    return found
-
-
-def _last(path: PurePosixPath, count: int) -> str:
-    return "/".join(path.parts[-count:])
+def _listed_images(files: Files, path: str, split: str) -> list[str]:
+    named = NamedFiles(files.images)
+    return [named_by(files, path, number, line, named, split) for number, line in read_list(files, path)]
 
 
 def _label_files(files: Files) -> dict[str, str]:

@@ -36,7 +36,7 @@ def find_segmentation(
     if pairs is None:
         return None
     names = {split: [image for image, _ in ones] for split, ones in pairs.pairs.items()}
-    used, notes = train_and_val(pairs.pairs, names, held_out, seed)
+    used, notes = train_and_val(pairs.pairs, names, held_out, seed, None if voc else files)
     maps = [label_map for ones in used.values() for _, label_map in ones]
     table = class_file(files)
     indexed = index_maps(files, maps, table, made)
