@@ -184,6 +184,11 @@ def _choose_channels(
         counts = [resolve_r("full" if r is None else r, p.linear.out_features, p.name) for p in projections]
         for p in projections if how.type == "magnitude" else ():
             _check_can_train(p, whole=True)  # it has weights
+            if p.linear.weight.is_meta:
+                raise ValueError(
+                    f"projection '{p.name}' is on the meta device, and has no values of which selection='magnitude' "
+                    "could take the largest: adapt the model once it has them"
+                )
         return [
             random_channels(p.name, p.linear.out_features, count, seed)
             if how.type == "random"
@@ -202,7 +207,7 @@ def _choose_channels(
 def _check_adapted_alike(projections: list[Projection], plan: list[list[int]], adapted: Iterable[str]) -> None:
     planned = {p.name: chosen for p, chosen in zip(projections, plan, strict=True)}
     for p in projections:
-        before = p.linear.trained.channels.tolist() if isinstance(p.linear, PartialLinear) else None
+        before = list(p.linear.trained.chosen) if isinstance(p.linear, PartialLinear) else None
         full = len(planned[p.name]) == p.linear.out_features
         if before != planned[p.name] and not (before is None and full):
             raise ValueError(f"'{p.name}' was adapted otherwise before: call apla_mm.merge(model) first")
@@ -218,8 +223,6 @@ def _check_can_train(projection: Projection, whole: bool) -> None:
         problem = "is a lazy layer without values: run the model once"
     elif hasattr(weight, "full_tensor"):
         problem = "is a shard of FSDP2, into which nothing could be merged: adapt the model before it is sharded"
-    elif weight.is_meta:
-        problem = "is on the meta device and has no values: adapt the model once it has them"
     elif (
         not whole
         and projection.linear._parameters.get("weight") is None

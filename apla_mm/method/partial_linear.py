@@ -14,7 +14,7 @@ The weight W (out, in) stays whole and in its place, frozen; the chosen rows C a
          optimizer: r rows of gradients and moments, none for W
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,6 +90,7 @@ class TrainedChannels(nn.Module):
         weight: (r, in), trains.
         bias: (r,), trains; None if the layer has none.
         channels: (r,) int64, the output channels, ascending.
+        chosen: The same as numbers, which no device and no swap of buffers can lose.
         leads: Whether the rows here count whatever the full tensors hold, but for what ``load_state_dict`` loads.
         awaits: By what the channels are still to be chosen, once weights are loaded; until then they are others.
     """
@@ -104,7 +105,8 @@ class TrainedChannels(nn.Module):
 
     def __init__(self, linear: nn.Linear, channels: Sequence[int]) -> None:
         super().__init__()
-        index = torch.tensor(list(channels), dtype=torch.int64, device=linear.weight.device)
+        self.chosen = tuple(channels)
+        index = torch.tensor(self.chosen, dtype=torch.int64, device=linear.weight.device)
         self.register_buffer("channels", index, persistent=False)
         for name in ("weight", "bias"):
             full = getattr(linear, name)
@@ -154,6 +156,16 @@ class TrainedChannels(nn.Module):
             return rows
         moved = (rows != last) & ~(rows.isnan() & last.isnan())
         return torch.where(moved.any(), rows, full.index_select(0, self.channels))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TrainedChannels":
+        was_empty = self.channels.is_meta
+        super()._apply(fn, recurse)
+        if was_empty and not self.channels.is_meta:  # what to_empty() gives is memory as it was
+            self.channels = torch.tensor(self.chosen, device=self.channels.device)
+            for name in ("weight", "bias"):
+                if (rows := getattr(self, name)) is not None:  # not moved: what is written to the full tensors counts
+                    getattr(self, f"last_{name}").copy_(rows.detach())
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         pass
@@ -257,7 +269,8 @@ class PartialLinear(Changed, nn.Linear):
         """
         self.sync()
         trained = self.trained
-        trained.channels.copy_(torch.tensor(list(channels)))
+        trained.chosen = tuple(channels)
+        trained.channels.copy_(torch.tensor(trained.chosen))
         trained.adopt(self.weight, self.bias)
         trained.awaits = None
 
@@ -276,7 +289,7 @@ class PartialLinear(Changed, nn.Linear):
 
     def extra_repr(self) -> str:
         """The plain layer's, and how many channels train."""
-        return f"{super().extra_repr()}, r={len(self.trained.channels)}"
+        return f"{super().extra_repr()}, r={len(self.trained.chosen)}"
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.sync()

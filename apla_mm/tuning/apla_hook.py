@@ -24,7 +24,6 @@ from ..text import quoted
 from .adapt_runner import adapt_runner, adapted_by_itself, check_adapted, check_checkpointing, find_target, wrap_anew
 from .apla_options import check_options
 from .channel_selection import check_can_select, select_channels_of, take_recorded_channels
-from .ema import settle
 from .frozen_parts import frozen_by_itself, requires_grad_of, trainable_names
 from .fsdp import check_strategy
 from .trained.kept_training_hook import KeptTrainingHook, check_method_was_read
@@ -189,17 +188,6 @@ class APLAHook(KeptTrainingHook):
         super().before_train(runner)
         hooks = [hook for hook in runner.hooks if isinstance(hook, APLAHook)]
         select_channels_of(runner, {module for hook in hooks for module in hook._evaluated})
-
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
-        """As :class:`KeptTrainingHook`; then prepare for an EMAHook, which averages next."""
-        super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        settle(runner)
-
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Prepare for an EMAHook, which exchanges the model's weights and their averages next."""
-        settle(runner)
 
     def options(self, model: nn.Module) -> dict[str, dict[str, Any]]:
         """What to do to a model.

@@ -75,7 +75,7 @@ def select_channels_of(runner: Runner, evaluated: Collection[nn.Module]) -> None
         lists: dict[str, list[int]] = {}
         for name, statistic in statistics.items():
             all_reduce(statistic, "mean")
-            r = len(model.get_submodule(name).trained.channels)
+            r = len(model.get_submodule(name).trained.chosen)
             lists[name] = top_channels(scores_of(selection.type, statistic), r, name)
         shared = [lists]
         broadcast_object_list(shared)  # of the first process, should rounding differ

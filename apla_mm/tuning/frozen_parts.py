@@ -1,4 +1,4 @@
-"""Parts of a model: norms, biases, position embeddings, modules of which nothing trains, and what it freezes itself."""
+"""Parts of a model: norms, biases, position embeddings, and what it freezes itself."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,25 +43,6 @@ def trainable_names(part: nn.Module, left_frozen: Container[str], norm: bool, bi
                 f"{kind}=True, and {type(part).__name__} has frozen all of its own itself, {quoted(names, 3)}: {cure}"
             )
     return list(dict.fromkeys(name for names in kinds.values() for name in names if name not in left_frozen))
-
-
-def frozen_modules(part: nn.Module, drop_path: bool) -> list[nn.Module]:
-    """Modules of ``part`` of whose own parameters none trains.
-
-    Args:
-        part: An adapted backbone, say.
-        drop_path: Leave out stochastic depth.
-
-    Returns:
-        The modules, each by itself: their children have modes of their own.
-    """
-    return [
-        module
-        for module in part.modules()
-        # a linear layer beside whose weight something trains is none of them
-        if not any(p.requires_grad for p in module.parameters(recurse=isinstance(module, nn.Linear)))
-        and not (drop_path and "droppath" in type(module).__name__.lower())
-    ]
 
 
 def requires_grad_of(model: nn.Module) -> dict[str, bool]:

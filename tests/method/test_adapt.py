@@ -423,7 +423,7 @@ COMPUTED = {
 }
 REFUSED = {
     **{name: (computed(how), {}, "'1.attn.out_proj' has a weight that is computed") for name, how in COMPUTED.items()},
-    "meta": (lambda: nn.MultiheadAttention(8, 2, device="meta"), {}, "'1.attn.out_proj' is on the meta device"),
+    "meta": (lambda: nn.MultiheadAttention(8, 2, device="meta"), dict(selection="magnitude"), "on the meta device"),
     "add_bias_kv": (lambda: nn.MultiheadAttention(8, 2, add_bias_kv=True), {}, "add_bias_kv"),
     "add_zero_attn": (lambda: nn.MultiheadAttention(8, 2, add_zero_attn=True), {}, "add_zero_attn"),
     "lazy": (lazy, {}, "'1.attn.out_proj' is a lazy layer"),

@@ -122,7 +122,9 @@ def test_changed_frozen_channel_of_an_adapted_projection_stops_the_run(
 def test_moved_statistics_of_a_frozen_norm_stop_the_run(
     tiny_classifier: nn.Module, make_runner: Callable[..., Runner]
 ) -> None:
-    tiny_classifier.backbone.vit.norm_pre = nn.BatchNorm1d(5).requires_grad_(False)  # 4 patches and the class token
+    norm = nn.BatchNorm1d(5).requires_grad_(False)  # 4 patches and the class token
+    norm.register_forward_pre_hook(lambda module, x: module.train() and x)  # else it runs as in evaluation
+    tiny_classifier.backbone.vit.norm_pre = norm
     runner = make_runner(tiny_classifier, custom_hooks=[APLAHook()])
     with pytest.raises(RuntimeError, match=r"norm_pre\.(running_mean|running_var|num_batches_tracked)"):
         runner.train()

@@ -69,9 +69,9 @@ def choose_channels(model: nn.Module, lists: ChannelLists) -> None:
         if not isinstance(linear, PartialLinear):
             raise ValueError(f"channels are listed for '{name}', which is no projection of which some channels train")
         chosen = listed_channels(lists, name, linear.out_features)
-        if len(chosen) != len(linear.trained.channels):
+        if len(chosen) != len(linear.trained.chosen):
             raise ValueError(
-                f"{len(listed)} channels are listed for '{name}', of which {len(linear.trained.channels)} train: "
+                f"{len(listed)} channels are listed for '{name}', of which {len(linear.trained.chosen)} train: "
                 "set r as it was when they were chosen"
             )
         plan.append((linear, chosen))

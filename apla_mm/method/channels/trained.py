@@ -18,9 +18,7 @@ def channels_of(model: nn.Module) -> dict[str, list[int]]:
         The lists. Projections that train in full are plain layers and not listed.
     """
     return {
-        name: module.trained.channels.tolist()
-        for name, module in model.named_modules()
-        if isinstance(module, PartialLinear)
+        name: list(module.trained.chosen) for name, module in model.named_modules() if isinstance(module, PartialLinear)
     }
 
 

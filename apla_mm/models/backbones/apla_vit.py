@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ...method import Report, find_projections
 from ...method.channels.late_channels import adapt_before_loading
+from ...method.frozen_modules import frozen_modules
 from .image_features import VECTORS, check_vectors, image_vectors, norm_of_vectors, width_of_vectors
 from .pretrained import Source, read_pretrained
 from .query_blocks import check_query_blocks, query_blocks
+from .running_parts import blocks_that_run, trainable_that_runs
 from .timm_keys import misfit
 from .token_grid import NoFinalNormError, blocks_of_vit, token_grid
 from .windows import check_windows, check_windows_fit, windowed_intermediates
@@ -64,7 +66,8 @@ class APLAViT(nn.Module):
         query_blocks: How many of the last blocks are left to a head whose queries join them, such as EoMTHead: in
             place of maps it gets one :class:`~.query_blocks.QueryBlocks`. With it the final norm is used, and
             ``out_indices`` and ``window_size`` must be left out. For timm's ``VisionTransformer`` and ``Eva``.
-        apla: Arguments of :func:`apla_mm.adapt`, such as ``dict(r=64, seed=0)``; None trains all weights. With a
+        apla: Arguments of :func:`apla_mm.adapt`, such as ``dict(r=64, seed=0)``; None trains all weights. Its
+            ``blocks`` counts blocks that run, and ``trainable`` means what the outputs depend on. With a
             ``selection``, which may be any of APLAHook's, that hook chooses the channels before training.
         frozen: Train nothing of the backbone (head-only). Not together with ``apla``.
         model_kwargs: Further arguments of ``timm.create_model``, such as ``dict(drop_path_rate=0.1)``.
@@ -146,17 +149,38 @@ class APLAViT(nn.Module):
             used |= {name for name, parameter in self.vit.named_parameters() if id(parameter) in last}
         self._why_one_size = grid.why
         self._has_weights = pretrained is False
+        if getattr(getattr(self.vit, "patch_drop", None), "prob", 0) and output == "maps":
+            raise ValueError(
+                f"model_kwargs has patch_drop_rate={self.vit.patch_drop.prob}, and where patches are dropped in "
+                "training there are no maps: leave it out"
+            )
 
         for name, parameter in self.vit.named_parameters():
             if name not in used:
                 parameter.requires_grad_(False)
         self.report: Report | None = None
+        self._keeps_frozen = frozen or apla is not None
         if frozen:
             self.vit.requires_grad_(False)
         elif apla is not None:
+            chosen = dict(apla)
             found = find_projections(self.vit, apla.get("attentions"))
-            blocks = [i for i, projection in enumerate(found) if f"{projection.name}.weight" in used]
-            self.report = adapt_before_loading(self.vit, **{"blocks": blocks, **apla})
+            chosen["blocks"] = blocks_that_run(found, used, apla.get("blocks", "all"))
+            if isinstance(patterns := apla.get("trainable"), list | tuple):
+                names = [name for name, _ in self.vit.named_parameters()]
+                chosen["trainable"] = trainable_that_runs(patterns, names, used)
+            self.report = adapt_before_loading(self.vit, **chosen)
+
+    def train(self, mode: bool = True) -> "APLAViT":
+        """As of any module, but that what is frozen by ``apla`` or ``frozen`` runs as in evaluation.
+
+        Statistics of norms stand still there, and nothing is dropped but whole paths, by stochastic depth.
+        """
+        super().train(mode)
+        if self._keeps_frozen:
+            for module in frozen_modules(self.vit, drop_path=True):
+                module.training = False
+        return self
 
     def forward(self, x: Tensor) -> tuple[Any, ...]:
         """Compute the feature maps or vectors, or, with ``query_blocks``, all before them.

@@ -151,6 +151,13 @@ def _cross_entropy(loss: Any, small: SmallLogits, weight: Tensor | None) -> Tens
 
 
 def _binary_cross_entropy(loss: Any, small: SmallLogits) -> Tensor:
+    classes = max(2, small.logits.shape[1])  # one channel tells two
+    torch._assert_async(
+        ((small.label < classes) | (small.label == small.ignore_index)).all(),
+        f"label maps hold labels from {classes} on, and the sigmoid loss has {classes} classes: map them to "
+        f"{small.ignore_index}, which is ignored, or set num_classes",
+    )
+
     def total(logits: Tensor, label: Tensor) -> Tensor:
         counts = ((label >= 0) & (label != small.ignore_index)).to(logits.dtype)
         if logits.shape[1] == 1:

@@ -6,9 +6,11 @@ from typing import Any
 from mmengine.runner import Runner
 from torch import nn
 
+from ...method.frozen_modules import frozen_modules
 from ...method.wrappers import unwrapped
 from ...processes import in_every_process
-from ..frozen_parts import check_as_before, frozen_modules, modes_kept, requires_grad_of
+from ..ema import settle
+from ..frozen_parts import check_as_before, modes_kept, requires_grad_of
 from .trainable_check_hook import TrainableCheckHook
 
 
@@ -76,7 +78,7 @@ class KeptTrainingHook(TrainableCheckHook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """See that what was chosen still trains, and as :class:`TrainableCheckHook`.
+        """See that what was chosen still trains, and as :class:`TrainableCheckHook`; an EMAHook averages next.
 
         Raises:
             ValueError: The model's forward froze or thawed something of it.
@@ -85,6 +87,11 @@ class KeptTrainingHook(TrainableCheckHook):
         if any(parameter.requires_grad is not trains for parameter, trains in self._watched):
             check_as_before(unwrapped(runner.model), self._trains, f"iteration {runner.iter + 1} began")
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        settle(runner)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Prepare for an EMAHook, which exchanges the model's weights and their averages next."""
+        settle(runner)
 
 
 def check_method_was_read(runner: Runner) -> None:

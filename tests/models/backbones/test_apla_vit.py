@@ -153,6 +153,7 @@ def test_trained_backbone_is_a_plain_timm_model():
         (dict(apla=dict(r=33)), "r=33 does not fit projection 'blocks.0.attn.proj'"),
         (dict(apla=dict(r=2), frozen=True), "give one of them"),
         (dict(init_cfg=dict(type="Pretrained")), "leave `init_cfg` out"),
+        (dict(model_kwargs=dict(TINY, patch_drop_rate=0.5)), "patch_drop_rate=0.5, and where patches are dropped"),
     ],
 )
 def test_bad_arguments(kwargs, message):

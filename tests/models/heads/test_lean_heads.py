@@ -152,6 +152,20 @@ def test_one_channel_for_two_classes(losses: Any) -> None:
     compare(head, maps, samples_of(64, 48, classes=2), False, torch.float64, 1e-6)
 
 
+@pytest.mark.parametrize("classes", [1, CLASSES])
+def test_labels_that_a_sigmoid_loss_has_no_channel_for_are_an_error_as_in_mmseg(classes: int) -> None:
+    settings = dict(num_classes=max(2, classes), out_channels=classes, loss_decode=dict(CE, use_sigmoid=True))
+    head, maps = make("FCN", **settings)
+    samples = samples_of(16, 12, max(2, classes) + 1)
+    for sample in samples:
+        sample.gt_sem_seg.data[:, 3:5] = max(2, classes)
+    with pytest.raises((AssertionError, IndexError)):
+        step(head, maps, samples)
+    make_heads_lean(head)
+    with pytest.raises(RuntimeError, match=f"labels from {max(2, classes)} on, and the sigmoid loss"):
+        step(head, maps, samples)
+
+
 def test_all_pixels_are_ignored() -> None:
     head, maps = make("SETR-PUP")
     samples = samples_of(64, 48)
