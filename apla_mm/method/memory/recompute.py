@@ -1,6 +1,7 @@
 """Work done again in backward instead of kept: less memory for a little time, with the same gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from ...text import quoted
 from ..attention.fused import fused_kind
 from ..class_change import Changed, change, change_back
 from ..projections import find_projections
+from .still_buffers import StillBuffers
 
 MODES = ("none", "mlp", "linear", "block")
 
@@ -19,14 +21,19 @@ MODES = ("none", "mlp", "linear", "block")
 class _Recomputed(Changed):
     """Keeps its inputs alone; what its forward computes in between is computed again in backward."""
 
-    _options: dict[str, Any] = {}
+    #: gives what is around the forward, and around the one in backward; None for nothing
+    _contexts: Callable[[], tuple[Any, Any]] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
-        source = getattr(args[0], "_normalised_from", None) if args and not torch.compiler.is_compiling() else None
+        if torch.compiler.is_compiling():  # whose graphs move running statistics once
+            options: Any = dict(context_fn=self._contexts) if self._contexts else {}
+            return checkpoint(super().forward, *args, use_reentrant=False, **options, **kwargs)
+        source = getattr(args[0], "_normalised_from", None) if args else None
+        contexts = partial(_standing_still, self, self._contexts)
         if source is None:
-            return checkpoint(super().forward, *args, use_reentrant=False, **self._options, **kwargs)
+            return checkpoint(super().forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
         # A norm keeps its own input for backward, and its output is soon made again from it.
         norm, x = source
         first = list(args[:1])
@@ -39,22 +46,32 @@ class _Recomputed(Changed):
                     y = norm(x).requires_grad_()
             return super(_Recomputed, self).forward(y, *rest, **kwargs)
 
-        return checkpoint(forward, *args[1:], use_reentrant=False)
+        return checkpoint(forward, *args[1:], use_reentrant=False, context_fn=contexts)
+
+
+def _standing_still(module: nn.Module, contexts: Callable[[], tuple[Any, Any]] | None) -> tuple[Any, Any]:
+    first, again = contexts() if contexts else (nullcontext(), nullcontext())
+    return first, StillBuffers(module, again)
+
+
+def draws_random_numbers(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator is a fused attention that draws random numbers: kept, those after it would be others."""
+    names = [argument.name for argument in operator._schema.arguments]
+    return "dropout_p" in names and bool({**dict(zip(names, args, strict=False)), **kwargs}.get("dropout_p"))
 
 
 def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keeps the outputs of the fused attention kernels, unless they draw random numbers: those are drawn again."""
-    if operator._schema.name.startswith("aten::_scaled_dot_product"):
-        names = [argument.name for argument in operator._schema.arguments]
-        if "dropout_p" in names and not {**dict(zip(names, args, strict=False)), **kwargs}.get("dropout_p"):
-            return CheckpointPolicy.MUST_SAVE
+    attends = operator._schema.name.startswith("aten::_scaled_dot_product")
+    if attends and not draws_random_numbers(operator, args, kwargs):
+        return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class _RecomputedButAttention(_Recomputed):
     """Keeps its inputs and the outputs of its attention."""
 
-    _options = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)}
+    _contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
 
 
 class _RememberedNorm(Changed):
@@ -71,7 +88,7 @@ def set_recompute(model: nn.Module, mode: str) -> None:
     """Choose what a transformer's blocks compute again in backward, in place; an earlier choice is undone.
 
     Modules stay where and what they are, but for their forward: the state dict does not change. Random numbers and
-    autocast are the same the second time, so gradients are those of ``'none'``.
+    autocast are the same the second time, so gradients are those of ``'none'``; running statistics move once.
 
     Args:
         model: Any module with attention of a known kind.

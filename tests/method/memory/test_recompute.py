@@ -243,3 +243,16 @@ def test_parallel_block_is_computed_again_as_a_whole() -> None:
     model.zero_grad()
     model(x).square().sum().backward()
     assert again and all(torch.equal(again[n], p.grad) for n, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("mode", ["linear", "block"])
+def test_running_statistics_move_once(mode: str) -> None:
+    """XCiT has batch norms in its blocks."""
+    model = timm.create_model("xcit_nano_12_p8_224", depth=2, num_classes=0, img_size=32).train()
+    other, x = copy.deepcopy(model), torch.randn(2, 3, 32, 32)
+    for one in (model, other):
+        adapt(one, r=4, recompute=mode if one is other else "none")
+    for _ in range(2):
+        assert_same(gradients(other, x), gradients(model, x))
+    assert int(model.state_dict()["blocks.0.local_mp.bn.num_batches_tracked"]) == 2
+    assert_same(other.state_dict(), model.state_dict())
