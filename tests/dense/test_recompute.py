@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apla_mm.dense.recompute import last_layer, recomputed
+from apla_mm.dense.recompute import _is_kept, last_layer, recomputed
 from apla_mm.measure.saved_tensors import SavedTensors
 
 
@@ -88,3 +88,68 @@ def test_convolutions_outputs_alone_are_kept() -> None:
     with SavedTensors(ignore=[*head.parameters(), *head.buffers()]) as saved:
         y = head(x)
     assert saved.bytes - y.untyped_storage().nbytes() > 3 * kept
+
+
+class Written(nn.Module):
+    """Convolutions and products that are written to in place, through views too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x).mul_(0.5))
+        x = x + self.second(x).relu_()
+        tokens = x.flatten(2).mT
+        scores = torch.matmul(tokens, tokens.mT)  # as mmcv's NonLocal2d
+        scores /= 2
+        return (scores.softmax(-1) @ tokens).mT.unflatten(2, x.shape[2:])
+
+
+def test_outputs_that_are_written_to_in_place_are_computed_again() -> None:
+    part, x = Written().train(), torch.randn(2, 8, 4, 5)
+    results = []
+    for again in (False, True):
+        one = copy.deepcopy(part)
+        given = x.clone().requires_grad_()
+        y = recomputed(one, given, part=one) if again else one(given)
+        for _ in range(2):  # a graph that is kept is computed again twice
+            y.square().sum().backward(retain_graph=True)
+        results.append([y, given.grad, *(p.grad for p in one.parameters()), *one.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_an_output_that_is_written_to_afterwards_is_an_error() -> None:
+    convolution = nn.Conv2d(8, 8, 1)
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = convolution(x)
+        return y, y.sigmoid()
+
+    y, z = recomputed(function, torch.randn(1, 8, 4, 4, requires_grad=True), part=convolution)
+    with torch.no_grad():
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match="written to in place before backward"):
+        z.sum().backward()
+
+
+def test_attention_that_draws_random_numbers_is_not_kept() -> None:
+    operator = torch.ops.aten._scaled_dot_product_flash_attention.default
+    assert _is_kept(operator, (None, None, None), {})
+    assert not _is_kept(operator, (None, None, None, 0.1), {})
+    assert not _is_kept(operator, (None, None, None), dict(dropout_p=0.1))
+
+
+def test_compiled_it_is_the_same() -> None:
+    head = Head(0.0).train()
+    other, x = copy.deepcopy(head), torch.randn(2, 8, 6, 5)
+    compiled = torch.compile(lambda x: recomputed(other, x, part=other), backend="aot_eager")
+    found = []
+    for function in (head, compiled):
+        given = x.clone().requires_grad_()
+        function(given).square().mean().backward()
+        found.append(given.grad)
+    torch.testing.assert_close(*found)
+    for value, own in zip(head.state_dict().values(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(own, value)

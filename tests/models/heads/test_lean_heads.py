@@ -43,6 +43,12 @@ HEADS: dict[str, tuple[dict[str, Any], list[tuple[int, int, int]]]] = {
     "UPer": (dict(type="UPerHead", pool_scales=(1, 2), norm_cfg=BN, **FOUR), PYRAMID),
     "SegFormer": (dict(type="SegformerHead", norm_cfg=BN, **FOUR), PYRAMID),
     "FPN": (dict(type="FPNHead", feature_strides=[4, 8, 16, 32], norm_cfg=BN, **FOUR), PYRAMID),
+    # these write to what convolutions or matrix products give, or have statistics of their own
+    "FCN without norms": (dict(type="FCNHead", num_convs=2, **ONE), PLAIN),
+    "SegFormer without norms": (dict(type="SegformerHead", **FOUR), PYRAMID),
+    "non-local": (dict(type="NLHead", norm_cfg=BN, **ONE), PLAIN),
+    "DNL": (dict(type="DNLHead", norm_cfg=BN, **ONE), PLAIN),
+    "EMA": (dict(type="EMAHead", ema_channels=WIDTH, num_bases=4, num_stages=2, norm_cfg=BN, **ONE), PLAIN),
 }
 
 
