@@ -26,11 +26,10 @@ from .channels.selection import (
 from .class_change import Changed, change, change_back
 from .memory.frozen_dtype import check_frozen_dtype, hold_frozen, release_frozen
 from .memory.recompute import set_recompute
-from .names import projection_of
 from .partial_linear import PartialLinear
-from .projections import Attentions, Projection, also_known, attention_names, find_projections
+from .projections import Attentions, Projection, also_known, attention_names, each_once, find_attentions
 from .report import AdaptedProjection, Report
-from .wrappers import is_wrapper
+from .wrappers import is_wrapper, unwrapped
 
 
 def adapt(
@@ -80,8 +79,9 @@ def adapt(
         ValueError: Any of the above does not fit the model, or the model was adapted otherwise before. The model is
             as it was.
     """
-    if is_wrapper(model):
-        raise ValueError(f"the model is wrapped in {type(model).__name__} already: adapt it first, then wrap it")
+    if unwrapped(model) is not model:
+        then = "wrap" if is_wrapper(model) else "compile"
+        raise ValueError(f"the model is wrapped in {type(model).__name__} already: adapt it first, then {then} it")
     how = Selection.of(selection)
     how.check_read(r=r, seed=seed, channels=channels, blocks=blocks)
     if how.reads_data:
@@ -90,7 +90,7 @@ def adapt(
             f"channels=apla_mm.select_channels(model, r, '{how.type}', batches, loss); in an OpenMMLab run "
             f"APLAHook(r=..., selection='{how.type}'), or apla=dict(...) of APLAViT, does it"
         )
-    found = find_projections(model, attentions)
+    found = find_attentions(model, attentions)
     arguments: dict[str, Any] = dict(
         r=r, seed=seed or 0, channels=channels, blocks=blocks, trainable=list(trainable), recompute=recompute
     )
@@ -98,7 +98,7 @@ def adapt(
     arguments |= dict(attentions=attention_names(attentions)) if attentions else {}
     arguments |= dict(frozen_dtype=frozen_dtype) if frozen_dtype != "float32" else {}
     check_frozen_dtype(frozen_dtype)
-    projections = choose_blocks(found, blocks)
+    projections = choose_blocks(each_once(found), blocks)
     plan = _choose_channels(projections, r, seed or 0, how, channels)
     adapted_before = [name for name, module in model.named_modules() if isinstance(module, PartialLinear)]
     if adapted_before:
@@ -106,6 +106,8 @@ def adapt(
     further = _match(trainable, model)
     for projection, chosen in zip(projections, plan, strict=True):
         _check_can_train(projection, len(chosen) == projection.linear.out_features)
+    partly = [p for p, chosen in zip(projections, plan, strict=True) if len(chosen) < p.linear.out_features]
+    _check_own_tensors(partly, model)
     for one in found:
         if isinstance(one.attention, nn.MultiheadAttention):
             check_multihead(one.attention)
@@ -125,10 +127,10 @@ def adapt(
             linear.trained.requires_grad_(True)
         else:
             PartialLinear.of(linear, chosen)
-    adapted = {p.name for p, chosen in zip(projections, plan, strict=True) if len(chosen) < p.linear.out_features}
+    own = {id(parameter) for p in partly for parameter in p.linear.parameters(recurse=False)}
     for name in further:
-        if projection_of(name) not in adapted:
-            model.get_parameter(name).requires_grad_(True)
+        parameter = model.get_parameter(name)
+        parameter.requires_grad_(parameter.requires_grad or id(parameter) not in own)
 
     done = (
         AdaptedProjection(p.name, p.linear.out_features, p.linear.in_features, tuple(chosen))
@@ -237,6 +239,22 @@ def _check_can_train(projection: Projection, whole: bool) -> None:
         problem = f"holds {weight.dtype}, for which there are no gradients: adapt the model before it is quantized"
     if problem:
         raise ValueError(f"projection '{projection.name}' {problem}")
+
+
+def _check_own_tensors(projections: list[Projection], model: nn.Module) -> None:
+    """A tensor of two layers gets the gradients of both, and rows beside one of them those of that one."""
+    places: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            places.setdefault(id(parameter), []).append((name, module))
+    for projection in projections:
+        for kind, parameter in projection.linear.named_parameters(recurse=False):
+            others = [name for name, module in places[id(parameter)] if module is not projection.linear]
+            if others:
+                raise ValueError(
+                    f"projection '{projection.name}' shares its {kind} with '{others[0]}', and of a shared {kind} rows "
+                    "cannot train by themselves: give each layer its own, use r='full', or leave it out by blocks=[...]"
+                )
 
 
 def _match(patterns: Sequence[str], model: nn.Module) -> list[str]:

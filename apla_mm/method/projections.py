@@ -185,20 +185,34 @@ def also_known(attentions: Attentions | None) -> Iterator[None]:
 def find_projections(model: nn.Module, attentions: Attentions | None = None) -> list[Projection]:
     """Find the projection of every attention in a model, by the attention's class.
 
-    What pools by attention counts as one. A module of a class that is not known is taken for an attention if its
-    class, or its name in a block, is called so, or if its children and its code compute one: that is an error.
+    A layer that is the projection of several attentions is found once, with the first; :func:`find_attentions` gives
+    them all. What pools by attention counts as one. A module of a class that is not known is taken for an attention
+    if its class, or its name in a block, is called so, or if its children and its code compute one: that is an error.
 
     Args:
         model: Any module.
         attentions: Further kinds of attention for this call, by class or full name, as of :func:`register_attention`.
 
     Returns:
-        One projection for each attention module, in the model's order.
+        The projections, in the model's order.
 
     Raises:
         ValueError: The model has no attention, or one of a kind that is not known, or one whose projection is not an
             ``nn.Linear`` that is called; or ``attentions`` names a class that the model does not have.
     """
+    return each_once(find_attentions(model, attentions))
+
+
+def each_once(found: list[Projection]) -> list[Projection]:
+    """Of projections that are one layer the first alone."""
+    first: dict[nn.Module, Projection] = {}
+    for one in found:
+        first.setdefault(one.linear, one)
+    return list(first.values())
+
+
+def find_attentions(model: nn.Module, attentions: Attentions | None = None) -> list[Projection]:
+    """As :func:`find_projections`, with one projection for each attention module."""
     with also_known(attentions):
         kinds = {name: kind for name, module in model.named_modules() if (kind := _kind(module)) is not None}
         _check_all_are_there(model, attention_names(attentions or {}))
@@ -234,8 +248,7 @@ def _projections(model: nn.Module, kinds: Mapping[str, str]) -> list[Projection]
         if problem:
             raise ValueError(f"'{path}' of the attention '{name}' ({_class_name(type(module))}) {problem}")
         assert isinstance(linear, nn.Linear)
-        if all(linear is not other.linear for other in found):
-            found.append(Projection(f"{name}.{path}" if name else path, linear, module, module not in wrapped))
+        found.append(Projection(f"{name}.{path}" if name else path, linear, module, module not in wrapped))
     return found
 
 

@@ -299,6 +299,52 @@ def test_wrapped_models_are_refused():
         adapt(nn.DataParallel(make_vit()), r=1)
 
 
+def test_compiled_models_are_refused():
+    """Names in it are others, from which other channels would be drawn."""
+    model = make_vit()
+    with pytest.raises(ValueError, match="wrapped in OptimizedModule already: adapt it first, then compile it"):
+        adapt(torch.compile(model), r=1)
+    assert adapt(model, r=1).trained
+
+
+def test_weights_that_are_shared_are_refused():
+    """The gradient of the rows in one place would be that of one use, and a step of one would undo another's."""
+    model = make_vit()
+    model.blocks[1].attn.proj.weight = model.blocks[0].attn.proj.weight
+    with pytest.raises(ValueError, match=r"'blocks\.0\.attn\.proj' shares its weight with 'blocks\.1\.attn\.proj'"):
+        adapt(model, r=3)
+    assert all(p.requires_grad for p in model.parameters())
+    assert adapt(model, r="full").trained
+    model = make_vit()
+    model.idle = nn.Linear(1, 1)
+    model.idle.bias = model.blocks[2].attn.proj.bias
+    with pytest.raises(ValueError, match=r"'blocks\.2\.attn\.proj' shares its bias with 'idle'"):
+        adapt(model, r=3)
+    assert adapt(model, r=3, blocks=[0, 1]).trained
+
+
+def test_a_layer_that_is_the_projection_of_several_attentions():
+    model = make_vit()
+    model.blocks[2].attn.proj = model.blocks[0].attn.proj
+    full = copy.deepcopy(model)
+    assert [p.name for p in adapt(model, r=3).projections] == ["blocks.0.attn.proj", "blocks.1.attn.proj"]
+    for one in (model, full):
+        one(X).square().sum().backward()
+    projection = model.blocks[2].attn.proj
+    gradient = full.blocks[0].attn.proj.weight.grad[list(projection.trained.chosen)]
+    torch.testing.assert_close(projection.trained.weight.grad, gradient)
+
+
+def test_a_projection_that_comes_first_by_another_name():
+    model = make_vit()
+    wrapped = nn.Module()
+    wrapped.alias, wrapped.vit = model.blocks[0].attn.proj, model
+    adapt(wrapped, r=3, trainable=["*"])
+    assert not wrapped.alias.weight.requires_grad and wrapped.alias.trained.weight.requires_grad
+    assert model.head.weight.requires_grad
+    model(X).sum().backward()
+
+
 def test_bare_projection_is_merged_where_it_is():
     model = make_vit()
     adapt(model, r=3)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from ...text import quoted
 from ..attention.fused import fused_kind
 from ..class_change import Changed, change, change_back
-from ..projections import find_projections
+from ..projections import find_attentions
 from .still_buffers import StillBuffers
 
 MODES = ("none", "mlp", "linear", "block")
@@ -140,7 +140,7 @@ def blocks_of(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
     """
     names = {module: name for name, module in model.named_modules()}
     blocks = {}
-    for projection in find_projections(model):
+    for projection in find_attentions(model):
         path, holder = names[projection.attention], projection.attention
         inner = holder
         while path:
@@ -152,7 +152,7 @@ def blocks_of(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
                 break
             path, inner, holder = path.rpartition(".")[0], holder, above
     if not blocks:
-        attentions = quoted(names[p.attention] for p in find_projections(model))
+        attentions = quoted(names[p.attention] for p in find_attentions(model))
         raise ValueError(f"recompute: no block, an element of a list, holds {attentions}")
     return blocks
 

@@ -148,3 +148,21 @@ def test_bare_module_is_adapted_and_merged_where_it_is():
     merge(attention)
     assert type(attention) is nn.MultiheadAttention and type(attention.out_proj) is NonDynamicallyQuantizableLinear
     torch.testing.assert_close(attention(x, x, x)[0], expected)
+
+
+def test_two_attentions_with_one_projection():
+    """The second one would hand the weight to a function, past what trains of it."""
+    plain = nn.ModuleList(make_plain(batch_first=True) for _ in range(2))
+    plain[1].attn.out_proj = plain[0].attn.out_proj
+    adapted = copy.deepcopy(plain)
+    (projection,) = adapt(adapted, r=3, recompute="block").projections
+    for model in (plain, adapted):
+        torch.manual_seed(0)
+        x = torch.randn(2, 5, E)
+        for attention in model:
+            x = attention(x, x, x)[0]
+        x.square().sum().backward()
+    gradient = plain[0].attn.out_proj.weight.grad[list(projection.channels)]
+    torch.testing.assert_close(adapted[1].attn.out_proj.trained.weight.grad, gradient)
+    merge(adapted)
+    assert [type(m) for m in adapted.modules()] == [type(m) for m in plain.modules()]
