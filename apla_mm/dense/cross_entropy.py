@@ -51,8 +51,9 @@ def resized_cross_entropy(
         label: (B, H, W), int64, of any size: larger, smaller, no multiple.
         align_corners: As of ``F.interpolate``.
         ignore_index: Label of pixels that do not count.
-        class_weight: (C,), each class's weight.
-        pixel_weight: (B, H, W), each pixel's weight, times the class's; no part of the mean's denominator.
+        class_weight: (C,), each class's weight; a constant.
+        pixel_weight: (B, H, W), each pixel's weight, times the class's; a constant, and no part of the mean's
+            denominator.
         label_smoothing: In [0, 1], as of ``F.cross_entropy``.
         reduction: ``'mean'`` (over the weights of pixels that count, as in torch), ``'sum'`` or ``'none'``.
         with_accuracy: Count the pixels that are right, at the cost of a maximum over the classes.
@@ -62,7 +63,7 @@ def resized_cross_entropy(
         The loss, and the counts.
 
     Raises:
-        ValueError: Shapes, dtypes or ``reduction`` do not fit.
+        ValueError: Shapes, dtypes or ``reduction`` do not fit, or a weight requires a gradient.
         IndexError: A label that is not ignored is no class (on a GPU, an assertion of the device).
     """
     _check(logits, label, class_weight, pixel_weight, label_smoothing, reduction)
@@ -103,8 +104,8 @@ class _Function(torch.autograd.Function):
             ctx.save_for_backward(logits, label, class_weight, pixel_weight)
         elif settings.reduction == "mean":
             scale = strips.denominator().reciprocal()
-            loss = loss * scale
-            ctx.save_for_backward(None if gradient is None else gradient.mul_(scale))
+            loss = loss * scale  # where nothing counts NaN, without a gradient, as in torch
+            ctx.save_for_backward(None if gradient is None else gradient.mul_(torch.where(counted > 0, scale, 0)))
         else:
             ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(correct, counted)
@@ -225,6 +226,9 @@ def _check(
         raise ValueError(f"class_weight must be ({logits.shape[1]},), not {tuple(class_weight.shape)}")
     if pixel_weight is not None and pixel_weight.shape != label.shape:
         raise ValueError(f"pixel_weight must be {tuple(label.shape)}, as label, not {tuple(pixel_weight.shape)}")
+    for name, constant in (("class_weight", class_weight), ("pixel_weight", pixel_weight)):
+        if constant is not None and constant.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} requires a gradient, and there is one of the logits alone: detach it")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1]")
     if reduction not in ("mean", "sum", "none"):

@@ -35,7 +35,12 @@ def strip_sums(
 
     Returns:
         The sums, differentiable in the logits.
+
+    Raises:
+        ValueError: A map requires a gradient.
     """
+    if torch.is_grad_enabled() and any(one.requires_grad for one in maps):
+        raise ValueError("one of maps requires a gradient, and there is one of the logits alone: detach it")
     with torch.autocast(logits.device.type, enabled=False):
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()

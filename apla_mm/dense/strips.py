@@ -53,7 +53,7 @@ def strip_heights(height: int, row_bytes: int, device: torch.device, budget: int
         First row, and the one behind the last, of each strip.
     """
     budget = budget or (_CPU_BUDGET if device.type == "cpu" else _GPU_BUDGET)
-    most = max(1, budget // row_bytes)
+    most = max(1, budget // max(1, row_bytes))  # no bytes: of an empty batch
     count = -(-height // most)
     rows = -(-height // count)
     for start in range(0, height, rows):

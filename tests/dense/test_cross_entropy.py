@@ -93,6 +93,20 @@ def test_rounding_is_no_worse_than_the_plain_ways(dtype):
         assert (found - truth).abs().max() <= 1.5 * (other - truth).abs().max() + 1e-7
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("batch", [0, 2])
+def test_a_mean_over_nothing_is_no_number_and_has_no_gradient(batch, smoothing):
+    """Other losses beside it, of other images, are still learned from."""
+    logits = torch.randn(batch, 3, 4, 4, requires_grad=True)
+    label = torch.full((batch, 8, 8), 255)
+    for reduction in ("mean", "sum"):
+        expected = plain(logits, label, False, None, reduction, label_smoothing=smoothing, ignore_index=255)
+        found = resized_cross_entropy(logits, label, label_smoothing=smoothing, reduction=reduction).loss
+        torch.testing.assert_close(found, expected, equal_nan=True)
+        gradients = [torch.autograd.grad(loss, logits)[0] for loss in (found, expected)]
+        assert torch.equal(*gradients) and not gradients[0].any()
+
+
 def test_it_computes_in_float32_under_autocast():
     logits, label = torch.randn(2, 5, 8, 8, requires_grad=True), torch.randint(5, (2, 32, 32))
     expected = resized_cross_entropy(logits, label).loss
@@ -175,6 +189,8 @@ def test_compiled_for_logits_of_several_sizes():
         (dict(label=torch.zeros(2, 8, 8)), "not torch.float32"),
         (dict(class_weight=torch.ones(4)), r"class_weight must be \(5,\)"),
         (dict(pixel_weight=torch.ones(2, 4, 4)), r"pixel_weight must be \(2, 8, 8\)"),
+        (dict(class_weight=torch.ones(5, requires_grad=True)), "class_weight requires a gradient"),
+        (dict(pixel_weight=torch.ones(2, 8, 8, requires_grad=True)), "pixel_weight requires a gradient"),
         (dict(label_smoothing=1.5), "label_smoothing=1.5"),
         (dict(reduction="max"), "reduction='max'"),
     ],

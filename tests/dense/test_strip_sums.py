@@ -47,6 +47,12 @@ def test_half_precision_is_computed_in_float32_under_autocast_too(dtype: torch.d
     assert found.dtype == torch.float32 and logits.grad is not None and logits.grad.dtype == dtype
 
 
+def test_a_map_that_requires_a_gradient_is_an_error() -> None:
+    maps = torch.zeros(1, 8, 8, dtype=torch.int64), torch.ones(1, 8, 8, requires_grad=True)
+    with pytest.raises(ValueError, match="requires a gradient"):
+        strip_sums(soft_overlap, torch.randn(1, 3, 4, 4), maps)
+
+
 def test_nothing_of_full_size_is_there() -> None:
     logits, label = torch.randn(1, 8, 4, 4, requires_grad=True), torch.randint(0, 8, (1, 64, 64))
     seen: list[int] = []

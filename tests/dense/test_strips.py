@@ -24,5 +24,6 @@ def test_strips_are_the_resized_map_and_its_transpose(small, large, align_corner
 def test_strips_cover_all_rows_within_the_budget(budget):
     strips = list(strip_heights(17, 100, torch.device("cpu"), budget))
     assert [row for start, end in strips for row in range(start, end)] == list(range(17))
+    assert list(strip_heights(17, 0, torch.device("cpu"), budget)) != []
     if budget:
         assert all((end - start) * 100 <= max(budget, 100) for start, end in strips)
