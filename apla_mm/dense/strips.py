@@ -86,7 +86,10 @@ def _gradient_of_columns(strip: Tensor, width: int, align_corners: bool) -> Tens
     batch, channels, height, large = strip.shape
     if width == large:
         return strip
-    if torch.compiler.is_compiling():  # it cannot give the operator below sizes that are symbols
+    # of a compiler the operator below cannot be given sizes that are symbols, and on a GPU it is an error where
+    # algorithms shall be deterministic, as by mmengine's randomness=dict(deterministic=True)
+    deterministic = strip.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
+    if deterministic or torch.compiler.is_compiling():
         columns = Rows.of(width, large, align_corners, strip)
         gradient = strip.new_zeros(batch, channels, height, width)
         gradient = gradient.index_add(3, columns.below, strip * columns.weight)

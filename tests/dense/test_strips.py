@@ -1,7 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from apla_mm.dense import strips as of_strips
 from apla_mm.dense.strips import Rows, add_strip_gradient, resize_strip, strip_heights
 
 
@@ -27,3 +31,39 @@ def test_strips_cover_all_rows_within_the_budget(budget):
     assert list(strip_heights(17, 0, torch.device("cpu"), budget)) != []
     if budget:
         assert all((end - start) * 100 <= max(budget, 100) for start, end in strips)
+
+
+class Called(TorchDispatchMode):
+    """Every operator that is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: set[Any] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators.add(func.overloadpacket)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def deterministic() -> Any:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_deterministic_algorithms_alone_are_used_where_they_shall_be(
+    deterministic: None, align_corners: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Called() as called:
+        gradient = torch.zeros(2, 3, 5, 4, device="meta")
+        rows = Rows.of(5, 9, align_corners, gradient)
+        add_strip_gradient(gradient, torch.zeros(2, 3, 9, 11, device="meta"), rows, 0, 9, align_corners)
+    assert torch.ops.aten.index_add in called.operators
+    assert torch.ops.aten.upsample_bilinear2d_backward not in called.operators
+    # the same on a CPU, of which torch needs it not
+    upstream = torch.randn(2, 3, 9, 11, dtype=torch.float64)
+    expected = of_strips._gradient_of_columns(upstream, 4, align_corners)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(of_strips._gradient_of_columns(upstream, 4, align_corners), expected)
