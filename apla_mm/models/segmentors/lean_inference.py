@@ -225,7 +225,16 @@ def _before_upsampling(head: Any) -> Callable[..., Any]:
 def _windows(segmentor: Any, inputs: Tensor, metas: list[dict[str, Any]]) -> ResizedLogits:
     """The mean that ``slide_inference`` gives, of the windows that it has."""
     batch, _, height, width = inputs.shape
-    places = _places(height, width, segmentor.test_cfg.crop_size, segmentor.test_cfg.stride)
+    crop_size, stride = segmentor.test_cfg.crop_size, segmentor.test_cfg.stride
+    places = _places(height, width, crop_size, stride)
+    count = inputs.new_zeros(1, 1, height, width)
+    for top, left, bottom, right in places:
+        count[:, :, top:bottom, left:right] += 1
+    if not count.all():
+        raise ValueError(
+            f"windows of crop_size={tuple(crop_size)}, stride={tuple(stride)} leave out pixels of an image of "
+            f"{(height, width)}: set test_cfg.stride to at most crop_size"
+        )
     parts: list[tuple[ResizedLogits, int, int]] = []
     total: Tensor | None = None
     for top, left, bottom, right in places:
@@ -241,9 +250,6 @@ def _windows(segmentor: Any, inputs: Tensor, metas: list[dict[str, Any]]) -> Res
             part.add_to(total[:, :, top:bottom, left:right])
     if total is None:
         return ResizedLogits(Windows(parts, (height, width)))
-    count = total.new_zeros(1, 1, height, width)
-    for top, left, bottom, right in places:
-        count[:, :, top:bottom, left:right] += 1
     return ResizedLogits(total.div_(count))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from apla_mm.dense import resized_logits
 from apla_mm.method.class_change import change_back
 from apla_mm.models.heads.lean_heads import make_heads_lean
+from apla_mm.models.segmentors import lean_inference
 from apla_mm.models.segmentors.lean_inference import LeanInference, make_inference_lean
 from apla_mm.options.command_line import build_runner
 
@@ -125,6 +126,24 @@ def test_labels_are_the_plain_segmentors(kind, metas, mode):
     assert make_inference_lean(lean) == []
     inputs = torch.randn(3, 3, *SIZE, dtype=torch.float64)
     assert_same_predictions(model, lean, inputs, METAS[metas] if metas else None)
+
+
+@pytest.mark.parametrize("kind", ["SETR-PUP", "SegFormer"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_windows_that_leave_out_pixels_are_an_error_as_they_are_in_mmseg(kind, kept, monkeypatch):
+    model = build(kind, "slide")
+    model.test_cfg.update(crop_size=(32, 32), stride=(40, 32))
+    lean = copy.deepcopy(model)
+    make_inference_lean(lean)
+    if kept:  # the sum of all windows, as where their logits are not small
+        monkeypatch.setattr(
+            lean_inference, "_before_upsampling", lambda head: lambda x: (head.forward(x).repeat(1, 1, 9, 9), None)
+        )
+    inputs = torch.randn(1, 3, 112, 96, dtype=torch.float64)
+    with pytest.raises(AssertionError):
+        model.predict(inputs)
+    with pytest.raises(ValueError, match=r"crop_size=\(32, 32\), stride=\(40, 32\) leave out pixels"):
+        lean.predict(inputs)
 
 
 @pytest.mark.parametrize("kind", ["SETR-PUP", "SETR-MLA", "SegFormer"])
