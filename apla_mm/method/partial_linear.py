@@ -226,10 +226,11 @@ class PartialLinear(Changed, nn.Linear):
                 "the weight of an adapted projection is a view of another tensor, as in FullyShardedDataParallel: "
                 "before that, call apla_mm.method.memory.sharding.keep_whole, or train with APLAFSDPStrategy"
             )
-        if weight.requires_grad:
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
             raise RuntimeError(
-                "the frozen weight of an adapted projection was set to require a gradient; "
-                "adapt with r='full' to train all of it, or merge the model first"
+                f"the frozen {'weight' if weight.requires_grad else 'bias'} of an adapted projection was set to "
+                "require a gradient, and would get none, since its rows train in `trained`; adapt with r='full' to "
+                "train all of it, or merge the model first"
             )
         if trained.awaits is not None and self.training and torch.is_grad_enabled():
             raise RuntimeError(

@@ -178,10 +178,11 @@ def test_second_derivative_is_an_error():
         grad.sum().backward()
 
 
-def test_weight_set_to_train_is_an_error():
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_what_is_frozen_set_to_train_is_an_error(name):
     _, partial, _ = make_pair()
-    partial.requires_grad_(True)
-    with pytest.raises(RuntimeError, match="r='full'"):
+    partial.get_parameter(name).requires_grad_(True)
+    with pytest.raises(RuntimeError, match=f"the frozen {name} .* r='full'"):
         partial(torch.randn(1, 5))
 
 
