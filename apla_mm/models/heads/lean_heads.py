@@ -100,7 +100,7 @@ class LeanSegformerHead(LeanHead, SegformerHead):
 
     def _small(self: Any, *features: Any) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
         fusion = self.fusion_conv
-        if type(fusion.conv) is not nn.Conv2d or fusion.conv.kernel_size != (1, 1) or fusion.order[0] != "conv":
+        if not _is_plain(fusion.conv) or fusion.order[0] != "conv":
             return super()._small(*features)
         return self._again(self._to_logits, *features), None
 
@@ -123,11 +123,18 @@ class LeanSegformerHead(LeanHead, SegformerHead):
         return self.cls_seg(total)
 
 
+def _is_plain(convolution: Any) -> bool:
+    """Whether a module is a 1 x 1 convolution, and nothing is missed where it is not called."""
+    if type(convolution) is not nn.Conv2d or convolution._forward_hooks or convolution._forward_pre_hooks:
+        return False  # a weight that is pruned, or under spectral norm, is computed by a hook
+    alone = convolution.groups == 1 and convolution.padding == (0, 0)
+    return alone and convolution.kernel_size == convolution.stride == (1, 1)
+
+
 def _classified(convolution: Any, x: Tensor) -> Tensor:
     """A 1 x 1 convolution as the matrix product that it is: as a convolution, a CPU copies its maps."""
-    plain = type(convolution) is nn.Conv2d and convolution.kernel_size == convolution.stride == (1, 1)
     by_pixel = x.is_contiguous(memory_format=torch.channels_last)
-    if not plain or convolution.groups != 1 or convolution.padding != (0, 0) or not (x.is_contiguous() or by_pixel):
+    if not _is_plain(convolution) or not (x.is_contiguous() or by_pixel):
         logits: Tensor = convolution(x)
         return logits
     weight, maps = convolution.weight.flatten(1).expand(len(x), -1, -1), x.flatten(2)

@@ -12,6 +12,7 @@ from mmseg.models import *  # noqa: F403  # registers the heads
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from apla_mm.measure import PeakBytes
 from apla_mm.method.class_change import change_back
@@ -263,3 +264,18 @@ def test_a_classifier_under_autocast_is_the_convolution(layout: torch.memory_for
     assert found[0][0].dtype == torch.bfloat16 and found[0][1].dtype == torch.float32
     for own, right in zip(*found, strict=True):
         torch.testing.assert_close(own, right, rtol=0.03, atol=0.03 * float(right.detach().abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["FCN", "SegFormer"])
+def test_a_weight_that_is_computed_by_a_hook(kind: str) -> None:
+    heads = []
+    for _ in range(2):
+        head, maps = make(kind)
+        convolution: Any = head.conv_seg if kind == "FCN" else head.fusion_conv.conv
+        prune.l1_unstructured(convolution, "weight", 0.5)
+        heads.append(head.double())
+    assert make_heads_lean(heads[1]) == {"": ""}
+    maps, samples = [one.double() for one in maps], samples_of(64, 48)
+    for _ in range(2):
+        right, found = (step(head, maps, samples) for head in heads)
+        assert_equal(found, right, 1e-9)
