@@ -6,6 +6,7 @@ They lie in ``.mim/configs`` of their package, where OpenMMLab's packages have t
 
 import argparse
 import re
+import traceback
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,6 +75,7 @@ def read_config(path: str | Path) -> "Config":
 
     Raises:
         FileNotFoundError: It, or a base of it, does not exist.
+        ValueError: It is no Python, or its code fails.
     """
     from mmengine.config import Config
 
@@ -81,16 +83,35 @@ def read_config(path: str | Path) -> "Config":
 
     try:
         cfg = Config.fromfile(path)
+        _leave_scope(cfg._cfg_dict)
     except FileNotFoundError as error:
-        missing = re.search(r'"(.*)"', str(error))
-        folder = _folder(PACKAGE)
-        if missing is None or not Path(missing[1]).is_relative_to(folder):
-            raise
-        inside = Path(missing[1]).relative_to(folder).as_posix()
-        told = f"'{path}': there is no config '{PACKAGE}::{inside}' to base it on{_suggestion(inside, PACKAGE)}"
-        raise FileNotFoundError(told) from error
-    _leave_scope(cfg._cfg_dict)
+        raise FileNotFoundError(_without_base(path, error)) from error
+    except Exception as error:  # whatever the code of a config may raise
+        raise ValueError(f"config '{path}' cannot be read: {_where(path, error)}") from error
     return cfg
+
+
+def _without_base(path: str | Path, error: FileNotFoundError) -> str:
+    """Which file a config is based on, or opens, and does not find."""
+    found = re.search(r'"(.*)"', str(error))
+    missing = Path(found[1] if found else error.filename or "")
+    if missing == Path() or missing == Path(path):
+        return str(error)
+    folder = _folder(PACKAGE)
+    if not missing.is_relative_to(folder):
+        return f"config '{path}': there is no file '{missing}', which it names"
+    inside = missing.relative_to(folder).as_posix()
+    return f"'{path}': there is no config '{PACKAGE}::{inside}' to base it on{_suggestion(inside, PACKAGE)}"
+
+
+def _where(path: str | Path, error: Exception) -> str:
+    """What is wrong with a config's code, and in which line."""
+    if isinstance(error, SyntaxError):  # of a base, which mmengine does not name, as well as of the file
+        return f"line {error.lineno}, {(error.text or '').strip()!r}: {error.msg}"
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if Path(one.filename).suffix == ".py"]
+    own = [one for one in frames if Path(one.filename).parent.resolve() == Path(path).parent.resolve()]
+    place = f"line {own[-1].lineno} of '{Path(own[-1].filename).name}': " if own else ""
+    return f"{place}{type(error).__name__}: {error}"
 
 
 def _leave_scope(value: Any) -> None:

@@ -106,3 +106,28 @@ def test_a_base_that_does_not_exist_is_refused_with_the_nearest(tmp_path: Path) 
 def test_mmengine_knows_the_name_too() -> None:
     assert get_config(NAME).to_dict() == Config.fromfile(FILE).to_dict()
     assert MODULE2PACKAGE["mmseg"] == "mmsegmentation"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model = dict(\n", r"line 1, 'model = dict\(': '\(' was never closed"),
+        ("a = 1\nb = a / 0\n", r"line 2 of 'own.py': ZeroDivisionError: division by zero"),
+        ("import not_there\n", "ModuleNotFoundError: .*not_there"),
+        ("from not_there import one\n", "ModuleNotFoundError: .*not_there"),
+        ("custom_imports = dict(imports=['not_there'], allow_failed_imports=False)\n", "ImportError: .*not_there"),
+        (b"\xff\xfe", "UnicodeDecodeError"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_file_and_line(text: str | bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=rf"^config '{path}' cannot be read: .*{told}"):
+        read_config(path)
+
+
+def test_a_base_by_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("_base_ = ['./other.py']\n")
+    with pytest.raises(FileNotFoundError, match=rf"^config '{path}': there is no file '{tmp_path}/(\./)?other.py'"):
+        read_config(path)
