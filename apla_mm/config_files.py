@@ -91,6 +91,22 @@ def read_config(path: str | Path) -> "Config":
     return cfg
 
 
+def read_model_config(path: str | Path) -> "Config":
+    """:func:`read_config` of a config that describes a model.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: It, or a base of it, does not exist.
+        ValueError: It is no Python, its code fails, or it has no model.
+    """
+    cfg = read_config(path)
+    if not isinstance(cfg.get("model"), dict):
+        raise ValueError(f"config '{path}' has no model=dict(...): add one, or name another file")
+    return cfg
+
+
 def _without_base(path: str | Path, error: FileNotFoundError) -> str:
     """Which file a config is based on, or opens, and does not find."""
     found = re.search(r'"(.*)"', str(error))

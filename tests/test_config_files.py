@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 
-from apla_mm.config_files import config_argument, find_config, read_config, shipped_configs
+from apla_mm.config_files import config_argument, find_config, read_config, read_model_config, shipped_configs
 
 NAME = "apla_mm::seg/apla_vitb_ade.py"
 FILE = ROOT / "configs/seg/apla_vitb_ade.py"
@@ -131,3 +131,12 @@ def test_a_base_by_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
     path.write_text("_base_ = ['./other.py']\n")
     with pytest.raises(FileNotFoundError, match=rf"^config '{path}': there is no file '{tmp_path}/(\./)?other.py'"):
         read_config(path)
+
+
+def test_a_config_without_a_model_is_refused_where_one_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("model = 3\n")
+    with pytest.raises(ValueError, match=rf"^config '{path}' has no model=dict"):
+        read_model_config(path)
+    with pytest.raises(ValueError, match=rf"^config '{path}' has no model=dict"):
+        read_with_options(path)

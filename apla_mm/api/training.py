@@ -20,6 +20,7 @@ from ..loading.checkpoint_reader import read_checkpoint
 from ..loading.delta_meta import scores_of
 from ..methods import read_method
 from ..options.command_line import build_runner, load_config
+from ..options.known_keys import check_keys, merge_options
 from ..options.method import set_method
 from ..options.mixed_precision import enable_mixed_precision
 from ..options.shared_options import apply_shared_options
@@ -133,7 +134,8 @@ def train(
             cfg.custom_hooks = [*cfg.custom_hooks, dict(type="DeltaHook")]
         if amp:
             enable_mixed_precision(cfg)
-        cfg.merge_from_dict(dict(options or {}))
+        check_keys(cfg, options or (), shared=())
+        merge_options(cfg, options or {})
         cfg.randomness, cfg.work_dir = dict(seed=seed), str(folder)
         path = _written(cfg, made, found)
     return _run(path, folder, found)

@@ -67,11 +67,11 @@ def _build_timm(args: argparse.Namespace, compiled: bool) -> tuple[Any, Callable
 def _build_from_config(args: argparse.Namespace, compiled: bool) -> tuple[Any, Callable[[], Any]]:
     from mmengine.registry import MODELS, init_default_scope
 
-    from ..config_files import read_config
+    from ..config_files import read_model_config
     from ..data.synthetic_batch import synthetic_batch
     from ..options.shared_options import apply_shared_options
 
-    cfg = read_config(args.model)
+    cfg = read_model_config(args.model)
     if args.count and not args.backbone_only and "decode_head" not in cfg.model:
         raise SystemExit(
             f"{args.model}: a detector's loss depends on what it finds and cannot be counted without running: "

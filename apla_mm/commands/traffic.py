@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ..config_files import config_argument, read_config
+from ..config_files import config_argument, read_model_config
 from ..data.synthetic_batch import synthetic_batch
 from ..measure import Traffic, gradient_traffic
 from ..method import adapt
@@ -60,7 +60,7 @@ class Row:
 
 
 def build(path: str, img_size: int, full: bool) -> nn.Module:
-    cfg = read_config(path)
+    cfg = read_model_config(path)
     backbone = cfg.model.backbone
     stored_for = backbone.get("img_size")
     apply_shared_options(cfg, dict(crop_size=img_size))

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..config_files import read_config
+from ..config_files import read_model_config
 from ..data.class_folders import check_class_folders
 from ..data.data_check_hook import DataCheckHook
 from ..data.folders import LOADERS, check_folders, datasets_of, evaluators_of
@@ -20,6 +20,7 @@ from ..loading.weights_check_hook import add_weights_check
 from ..option_values import parse_value
 from .agreement import check_agreement
 from .class_folders import check_classes_are_counted, name_classes_by_folders
+from .known_keys import check_keys, merge_options
 from .launching import join_processes, prepare_launch
 from .method import take_method
 from .pipelines import in_loaders, pipelines_by_name, set_pipelines_by_name
@@ -35,7 +36,7 @@ class _OptionsAction(argparse.Action):
         options = dict(getattr(namespace, self.dest, None) or {})
         for option in values:
             key, equals, text = option.partition("=")
-            if not key or not equals:
+            if not all(key.split(".")) or not equals:
                 parser.error(
                     f"{option_string}: '{option}' is not KEY=VALUE; a value with spaces or brackets has to be quoted, "
                     "as in 'data_root=/data/my images (1)'"
@@ -73,18 +74,20 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config that the arguments name, with their options merged.
 
     Raises:
-        ValueError: An option's value is of the wrong kind, or mmpretrain is missing.
+        ValueError: The config is no Python or has no model, an option's value is of the wrong kind, nothing reads an
+            option, or mmpretrain is missing.
         RuntimeError: The variables that the launcher should have set are missing.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # checkpoints are pickles of strangers: mmengine's fall-back to a full unpickling is shut off
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    cfg = read_config(args.config)
+    cfg = read_model_config(args.config)
+    check_keys(cfg, args.cfg_options)
     followed = pipelines_by_name(cfg)
     options = take_method(cfg, args.cfg_options)
     apply_shared_options(cfg, options)
     # afterwards: what is set in one place by name has the last word
-    cfg.merge_from_dict(in_loaders(options, followed))
+    merge_options(cfg, in_loaders(options, followed))
     set_pipelines_by_name(cfg, followed)
     drop_settings_of_workers(cfg, args.cfg_options)
     _follow_data_sets(cfg, args.cfg_options)

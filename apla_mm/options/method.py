@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..methods import APLA, build_method, read_method
+from .known_keys import merge_options
 
 #: arguments of APLAHook that the backbone's own ``apla`` does not take
 HOOK_ALONE = ("target", "train_norm", "train_bias", "train_pos_embed", "frozen_eval", "drop_path")
@@ -28,7 +29,7 @@ def take_method(cfg: Config, options: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: See :func:`set_method`.
     """
     others = {key: value for key, value in options.items() if key.partition(".")[0] != "method"}
-    cfg.merge_from_dict({key: value for key, value in options.items() if key not in others})
+    merge_options(cfg, {key: value for key, value in options.items() if key not in others})
     if (method := cfg.pop("method", None)) is not None:
         set_method(cfg, method)
     return others
