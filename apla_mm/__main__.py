@@ -1,12 +1,17 @@
 """``apla-mm COMMAND``, and the same as ``python -m apla_mm COMMAND``."""
 
+import linecache
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from . import __version__
+from .text import said_by_tool
 
 #: what they are for -> command -> what it does; its module in apla_mm.commands has _ for -
 COMMANDS = {
@@ -68,13 +73,63 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name.
 
+    What this package says of a mistake is one line, without a traceback; ``python -m apla_mm.commands.NAME`` shows it.
+    All else that goes wrong keeps its traceback.
+
     Args:
         argv: The arguments; those of the process if None.
 
     Raises:
-        SystemExit: There is no such command (2), a package that it needs is not installed, or the command ends
-            otherwise than well.
+        SystemExit: There is no such command (2), a package that it needs is not installed, the command ends otherwise
+            than well, it was interrupted (130), or nobody reads what it prints (141).
     """
+    try:
+        _run(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(128 + 2) from None
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
+        raise SystemExit(128 + 13) from None
+    except Exception as error:
+        if (told := _sentence(error)) is None:
+            raise
+        raise SystemExit(f"error: {told}") from error
+
+
+def _is_unread(stream: Any) -> bool:
+    """Whether what is written to a stream has no reader, as in ``apla-mm ... | head``."""
+    try:
+        print(file=stream, flush=True)
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def _sentence(error: BaseException) -> str | None:
+    """What is wrong, where this package has said it, or a part of a config is called wrongly; else None."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    lines = [line for _, line in walk_tb(error.__traceback__)]
+    file = frames[-1].f_code.co_filename
+    raised = linecache.getline(file, lines[-1]).lstrip().startswith("raise ")
+    said = raised and Path(file).is_relative_to(Path(__file__).parent)
+    # mmengine's registry, and the constructors that it calls
+    built = any(frame.f_code.co_name == "build_from_cfg" for frame in frames)
+    of_registry = isinstance(error, KeyError) and " registry. " in str(error)
+    of_call = isinstance(error, TypeError) and "__init__() " in str(error) and " argument" in str(error)
+    if said and isinstance(error, OSError | RuntimeError | TypeError | ValueError):
+        return said_by_tool(error)
+    elif isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
+        return said_by_tool(f"'{error.filename}': {error.strerror}")
+    elif built and (of_registry or of_call):
+        return said_by_tool(f"the config, or an option for it, is wrong: {error.args[0]}")
+    return None
+
+
+def _run(argv: Sequence[str] | None) -> None:
     name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help"):
         print(usage())

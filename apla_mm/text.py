@@ -4,11 +4,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _LONGEST_NAME = 100
+#: arguments that messages name, and what they are called on the tools' command lines
+_OPTIONS = {"check_base=False": "--no-check", "allow_nonfinite=True": "--allow-nonfinite"}
 
 
 def printable(text: Any) -> str:
     """Text out of a file, or an error that quotes one, without what a terminal would obey."""
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(text))
+
+
+def said_by_tool(error: object) -> str:
+    """An error's text for the terminal, naming the tools' options in place of arguments."""
+    text = "\n".join(map(printable, str(error).splitlines()))
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
 
 
 def first_few(items: Iterable[Any], most: int = 8, separator: str = ", ") -> str:

@@ -1,14 +1,18 @@
 """The command apla-mm: what it lists, what it runs, and what it loads for that."""
 
+import os
 import pkgutil
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT
 from helpers.processes import run, run_python
+from safetensors.torch import save_file
 
 import apla_mm.commands
 from apla_mm.__main__ import COMMANDS, NAMES, main
@@ -109,3 +113,66 @@ def test_tools_of_a_clone_are_the_commands(tool: Path) -> None:
     assert name in NAMES
     found = runpy.run_path(str(tool), run_name="imported")["main"]
     assert found is sys.modules[f"apla_mm.commands.{name.replace('-', '_')}"].main
+
+
+def told_of(code: str, returncode: int = 1) -> str:
+    """What apla-mm says on stderr where a command does this."""
+    program = f"""
+        import sys, types
+
+        def main(argv):
+            {code}
+
+        sys.modules["apla_mm.commands.configs"] = types.SimpleNamespace(main=main)
+        from apla_mm.__main__ import main as run
+        run(["configs"])
+    """
+    return run_python(program, returncode=returncode).stderr
+
+
+def test_what_this_package_says_of_a_mistake_is_a_line() -> None:
+    code = "from apla_mm.config_files import find_config; find_config('zzz.py')"
+    assert told_of(code) == "error: there is no config 'zzz.py'; apla-mm configs lists those of apla_mm\n"
+
+
+def test_a_file_that_the_system_refuses_is_a_line() -> None:
+    assert told_of("open('/dev/null/x')") == "error: '/dev/null/x': Not a directory\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise ValueError('a fault of other code')",
+        "int('a fault of other code')",
+        "from apla_mm.text import table; table(['a fault of other code'], [['x', 'y']])",
+    ],
+)
+def test_faults_of_code_keep_their_traceback(code: str) -> None:
+    assert "Traceback" in told_of(code)
+
+
+def test_a_part_of_a_config_that_is_called_wrongly_is_a_line() -> None:
+    built = "from mmengine.registry import HOOKS; HOOKS.build(dict(type='{}', inteval=3))"
+    assert (
+        told_of(built.format("IterTimerHook"))
+        .splitlines()[-1]
+        .startswith("error: the config, or an option for it, is wrong: ")
+    )
+    told = told_of(built.format("NoSuchHook"))
+    assert "NoSuchHook is not in the mmengine::hook registry" in told and "Traceback" not in told
+
+
+def test_an_interruption_ends_with_130() -> None:
+    assert told_of("import os, signal; os.kill(os.getpid(), signal.SIGINT)", 130) == "interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [["configs"], ["info", "FILE"], ["--help"]])
+def test_nothing_is_said_where_nobody_reads_what_is_printed(arguments: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file({"w": torch.zeros(1)}, file)
+    command = [sys.executable, "-m", "apla_mm", *(str(file) if one == "FILE" else one for one in arguments)]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=290, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

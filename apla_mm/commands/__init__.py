@@ -1,12 +1,14 @@
 """The commands of ``apla-mm``, one a module: ``main(argv)`` parses arguments and makes one call.
 
-``apla-mm NAME``, ``python -m apla_mm NAME`` and ``python -m apla_mm.commands.NAME`` are the same;
-:mod:`apla_mm.__main__` has the list.
+``apla-mm NAME`` and ``python -m apla_mm NAME`` are the same; ``python -m apla_mm.commands.NAME`` is too, and shows
+tracebacks of errors that those tell in a line. :mod:`apla_mm.__main__` has the list.
 """
 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ..text import said_by_tool
 
 
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -24,9 +26,9 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
 @contextmanager
 def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
     """End the process with 1 and a line on stderr where an error of these kinds would print a traceback."""
-    from ..convert.files import said_by_tool
-
     try:
         yield
+    except BrokenPipeError:  # of what is printed, which nobody reads
+        raise
     except kinds as error:
         raise SystemExit(f"error: {said_by_tool(error)}") from error

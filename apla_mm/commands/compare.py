@@ -9,6 +9,7 @@ final runs. Writes report.md and report.html.
 
 import argparse
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,8 @@ def run(comparison: Comparison, args: argparse.Namespace, title: str) -> None:
             comparison.run(launcher.submit, args.jobs, tell)
         except KeyboardInterrupt:
             launcher.cancel()
-            raise SystemExit("interrupted; the same command goes on from here") from None
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            raise SystemExit(128 + 2) from None
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..convert.files import said_by_tool
 from ..convert.info import describe
+from ..text import said_by_tool
 from . import command_parser
 
 
@@ -20,10 +20,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed = False
     for path in parse_args(argv).files:
         try:
-            print(describe(path))
+            told = describe(path)
         except (OSError, ValueError) as error:
             print(f"error: {said_by_tool(error)}", file=sys.stderr)
             failed = True
+        else:
+            print(told)
     if failed:
         raise SystemExit(1)
 

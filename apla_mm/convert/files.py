@@ -10,18 +10,6 @@ import torch
 from torch import Tensor
 
 from ..delta.atomic_file import write_atomic
-from ..text import printable
-
-#: arguments that messages name, and what they are called on the tools' command lines
-_OPTIONS = {"check_base=False": "--no-check", "allow_nonfinite=True": "--allow-nonfinite"}
-
-
-def said_by_tool(error: Exception) -> str:
-    """An error's text for the terminal, naming the tools' options in place of arguments."""
-    text = "\n".join(map(printable, str(error).splitlines()))
-    for argument, option in _OPTIONS.items():
-        text = text.replace(argument, option)
-    return text
 
 
 def check_output(path: Path, force: bool) -> None:

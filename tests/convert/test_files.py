@@ -7,7 +7,8 @@ import safetensors.torch
 import torch
 from helpers.comparisons import assert_same
 
-from apla_mm.convert.files import check_output, check_suffix, checkpoint_bytes, said_by_tool, write_checkpoint
+from apla_mm.convert.files import check_output, check_suffix, checkpoint_bytes, write_checkpoint
+from apla_mm.text import said_by_tool
 
 
 @pytest.fixture
