@@ -9,7 +9,7 @@ from mmengine.evaluator import DumpResults
 from ..config_files import config_argument
 from ..options.command_line import add_common_arguments, build_runner, load_config
 from ..options.launching import end_process
-from ..options.predictions import PredictionsHook, leave_out_labels
+from ..options.predictions import PredictionsHook, check_out, leave_out_labels
 from . import command_parser
 
 
@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
-    hook = cfg.default_hooks.get("visualization")
+    hook = cfg.get("default_hooks", {}).get("visualization")
     if hook is None:
         raise SystemExit("--show and --show-dir need default_hooks.visualization in the config")
     hook.interval = 1  # mmseg 1.2.2 would draw every 50th prediction
@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         enable_drawing(cfg, args)
     if args.out and in_file and not args.out.endswith((".pkl", ".pickle")):
         raise SystemExit(f"--out of a config of {scope} must be a .pkl file, and is {args.out}")
+    if args.out:
+        check_out(args.out, folder=not in_file)
     if args.images or args.unlabelled:
         leave_out_labels(cfg, args.images, args.out)
     if args.tta:

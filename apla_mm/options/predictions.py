@@ -37,16 +37,17 @@ class PredictionsHook(Hook):
         self._root = ""
 
     def before_test(self, runner: Runner) -> None:
-        """Find the data sets' common folder, and that no two images share a file.
+        """Find the data sets' common folder, and that no two images share a file, and none is written over.
 
         Raises:
-            ValueError: Two do.
+            ValueError: Two do, or a prediction would lie where an image or a label map is.
         """
         dataset = runner.test_dataloader.dataset
         paths = [os.path.abspath(dataset.get_data_info(i)["img_path"]) for i in range(len(dataset))]
         roots = [folder for one in _innermost(dataset) if (folder := _folder_of(one))]
         inside = bool(roots) and all(commonpath([commonpath(roots), path]) == commonpath(roots) for path in paths)
         self._root = commonpath(roots if inside else [os.path.dirname(path) for path in paths])
+        self._keep_data([dataset.get_data_info(i) for i in range(len(dataset))])
         sources: dict[Path, str] = {}
         for path in paths:
             other = sources.setdefault(self._target(path), path)
@@ -55,6 +56,14 @@ class PredictionsHook(Hook):
                     f"the predictions for '{other}' and '{path}' would be one file, '{self._target(path)}': rename one "
                     "of the images, or set test_dataloader.dataset.img_suffix to one kind"
                 )
+
+    def _keep_data(self, infos: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse to write over what the test reads."""
+        read = {os.path.realpath(info[key]) for info in infos for key in ("img_path", "seg_map_path") if info.get(key)}
+        for info in infos:
+            target = self._target(os.path.abspath(info["img_path"]))
+            if os.path.realpath(target) in read:
+                raise ValueError(f"--out '{self.out}': '{target}' is a file of the data: name another folder")
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
@@ -85,6 +94,28 @@ def _innermost(dataset: Any) -> Iterator[Any]:
 def _folder_of(dataset: Any) -> str | None:
     folder = (getattr(dataset, "data_prefix", None) or {}).get("img_path")
     return os.path.abspath(folder) if folder else None
+
+
+def check_out(out: str, folder: bool) -> None:
+    """See that predictions can be written, before hours are spent on them; makes the folder that they lie in.
+
+    Args:
+        out: A folder, or a file.
+        folder: Which of them.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    wrong = (Path(out).exists() and not Path(out).is_dir()) if folder else Path(out).is_dir()
+    if wrong:
+        raise ValueError(f"--out '{out}' must be a {'folder, and is a file' if folder else 'file, and is a folder'}")
+    into = Path(out) if folder else Path(out).absolute().parent
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out '{out}' cannot be written: '{into}': {error.strerror}") from error
+    if not os.access(into, os.W_OK):
+        raise ValueError(f"--out '{out}' cannot be written: '{into}' is not writable")
 
 
 def leave_out_labels(cfg: Config, images: str | None = None, out: str | None = None) -> None:
