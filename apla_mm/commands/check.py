@@ -6,6 +6,7 @@ mend, and then with 1.
 """
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -110,10 +111,12 @@ def _tell(cfg: Config, costs: Costs, problems: list[str]) -> None:
     total, device = device_memory()
     print(f"trains     {costs.trains:,} of {costs.values:,} values")
     print(f"memory     {format_bytes(peak_memory())} at the peak, of {format_bytes(total)} ({device})")
-    print(f"step       {costs.step:.3g} s, {costs.steps:,} of them")
+    measured = f"{costs.step:.3g} s" if math.isfinite(costs.step) else "not measured, as there is one alone"
+    print(f"step       {measured}, {costs.steps:,} of them")
     if costs.image is not None:
         print(f"validation {costs.image:.3g} s an image, {costs.images:,} images, {costs.validations:,} times")
-    print(f"the run    {_duration(costs.seconds)}")
+    if math.isfinite(costs.seconds):
+        print(f"the run    {_duration(costs.seconds)}")
     need = (costs.checkpoints + 1) * costs.checkpoint  # one more while it is written
     folder = Path(cfg.work_dir).absolute()
     while not folder.exists():

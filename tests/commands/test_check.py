@@ -42,6 +42,16 @@ def test_ready_with_what_it_will_take_and_nothing_left_behind(
     assert not (tmp_path / "work").exists()
 
 
+def test_a_run_of_one_step_is_ready_though_its_time_is_not_known(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg.train_cfg.update(max_iters=1, val_interval=1)
+    check(cfg, tmp_path)
+    said = capsys.readouterr().out
+    assert said.endswith("\nReady.\n") and "nan" not in said
+    assert "\nstep       not measured, as there is one alone, 1 of them\n" in said
+
+
 def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:99])
 
