@@ -5,6 +5,7 @@ with the model before it is kept.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 
 from ..config_files import config_argument
@@ -14,8 +15,17 @@ from . import command_parser, errors_in_one_line
 
 
 def size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    return int(height), int(width)
+    found = re.fullmatch(r"([1-9]\d*)[xX]([1-9]\d*)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no height and width in pixels such as 512x768")
+    return int(found[1]), int(found[2])
+
+
+def difference(text: str) -> float:
+    value = float(text)
+    if not value >= 0:  # nor is NaN, with which every file would be kept
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    return value
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -29,7 +39,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", nargs="+", default=[], metavar="FILE", help="images to compare by")
     parser.add_argument("--size", type=size, metavar="HxW", help="the only size of images (default: any, if it can be)")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="largest difference with which the file is kept (default: 1e-4)"
+        "--tolerance",
+        type=difference,
+        default=1e-4,
+        help="largest difference with which the file is kept (default: 1e-4)",
     )
     parser.add_argument("--int8", action="store_true", help="also write matrix products in int8, OUT.int8.onnx")
     parser.add_argument("--benchmark", action="store_true", help="print size, time, memory and differences of all")

@@ -96,6 +96,11 @@ def export_model(
         raise ExportError(f"format '{kind}' is none of {', '.join(FORMATS)}")
     if out.suffix != FORMATS[kind]:
         raise ExportError(f"'{out}' must end in {FORMATS[kind]} for format {kind}")
+    if not tolerance >= 0:  # nor is NaN, which no difference is above
+        raise ExportError(f"tolerance={tolerance} must be 0 or more")
+    if out.is_dir():
+        raise ExportError(f"'{out}' is a folder: name a file")
+    _make_folder(out.parent)
     model, meta = load_model(cfg, checkpoint)
     module = exported_module(cfg, copy.deepcopy(model))
     if kind not in (formats := getattr(module, "formats", tuple(FORMATS))):
@@ -109,7 +114,6 @@ def export_model(
         make_ready(module)
         notes = [f"images are {source}"]
         aside = out.with_name(f".{out.name[-50:]}.{secrets.token_hex(8)}{SUFFIX}{out.suffix}")
-        out.parent.mkdir(parents=True, exist_ok=True)
         try:
             for free in _attempts(module, kind, size):
                 metadata = _metadata(module, classes, free, checks.size, name)
@@ -174,6 +178,16 @@ def _attempts(module: Any, kind: str, size: tuple[int, int] | None) -> list[tupl
 def _said(free: Sequence[int]) -> str:
     names = {(0, 2, 3): "any batch and size", (2, 3): "any size", (0,): "any batch of one size"}
     return names.get(tuple(free), "one image of one size")
+
+
+def _make_folder(folder: Path) -> None:
+    """Before a model is loaded and compared, which takes minutes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"no file can be written in '{folder}': {error.strerror}: name another by --out") from error
+    if not os.access(folder, os.W_OK):
+        raise ExportError(f"no file can be written in '{folder}', which is not writable: name another by --out")
 
 
 def _reason(comparison: Comparison, tolerance: float) -> str:

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from apla_mm.commands.export import parse_args
 from apla_mm.export.check_images import generate_image
 from apla_mm.export.command import run_export
 from apla_mm.export.export import ExportError, export_model
@@ -245,3 +246,29 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
     init_default_scope("mmdet")
     with pytest.raises(ValueError, match="RetinaNet cannot be exported"):
         exported_module(cfg, MODELS.build(cfg.model))
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -1.0])
+def test_a_tolerance_that_compares_nothing_is_refused(tolerance: float, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"^tolerance=.* must be 0 or more"):
+        export_model(Config(), tmp_path / "none.pth", tmp_path / "m.onnx", tolerance=tolerance)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "m.onnx").mkdir()
+    for out, told in (("file/m.onnx", "no file can be written in '.*file': File exists"), ("m.onnx", "is a folder")):
+        with pytest.raises(ExportError, match=told):
+            export_model(Config(), tmp_path / "none.pth", tmp_path / out)
+
+
+@pytest.mark.parametrize(
+    "given", [["--tolerance", "nan"], ["--tolerance", "-1"], ["--size", "0x32"], ["--size", "32"], ["--size", "axb"]]
+)
+def test_numbers_that_mean_nothing_are_refused_by_the_command(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_args([str(ROOT / "configs/seg/apla_vitb_custom.py"), "x.pth", "--out", "m.onnx", *given])
+    told = capsys.readouterr().err
+    assert "must be 0 or more" in told or "is no height and width" in told
