@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...method import Report, find_projections
+from ...method import Report, adapt, find_projections
 from ...method.channels.late_channels import adapt_before_loading
 from ...method.frozen_modules import frozen_modules
 from .image_features import VECTORS, check_vectors, image_vectors, norm_of_vectors, width_of_vectors
@@ -101,6 +102,7 @@ class APLAViT(nn.Module):
             raise ValueError("APLAViT takes its weights from `pretrained`; leave `init_cfg` out")
         if frozen and apla is not None:
             raise ValueError("frozen=True trains nothing and apla=... trains W_O: give one of them")
+        _check_apla(apla or {})
         self.model_name = model_name
         if not isinstance(pretrained, bool):
             Source.of(pretrained)  # refused now, not once the data are read
@@ -258,6 +260,15 @@ class APLAViT(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         # children load after this, from the same dict: all keys there is all weights there
         self._has_weights |= all(f"{prefix}vit.{key}" in state_dict for key in self.vit.state_dict())
+
+
+def _check_apla(apla: Mapping[str, Any]) -> None:
+    _, *known = signature(adapt).parameters
+    if unknown := [name for name in apla if name not in known]:
+        raise ValueError(
+            f"apla has {', '.join(unknown)}, and takes {', '.join(known)}: what APLAHook alone takes, such as "
+            "train_norm, is given to it with apla left out, as method=apla:r=64,train_norm=True does"
+        )
 
 
 def _named(model_name: str, vit: nn.Module, look: Callable[[], T]) -> T:

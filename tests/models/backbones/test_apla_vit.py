@@ -152,6 +152,8 @@ def test_trained_backbone_is_a_plain_timm_model():
         (dict(out_indices=()), "out_indices"),
         (dict(apla=dict(r=33)), "r=33 does not fit projection 'blocks.0.attn.proj'"),
         (dict(apla=dict(r=2), frozen=True), "give one of them"),
+        (dict(apla=dict(r=2, train_norm=True)), "apla has train_norm, .*method=apla:r=64,train_norm=True"),
+        (dict(apla=dict(r=2, sede=1)), "apla has sede, and takes r, seed, .*frozen_dtype: "),
         (dict(init_cfg=dict(type="Pretrained")), "leave `init_cfg` out"),
         (dict(model_kwargs=dict(TINY, patch_drop_rate=0.5)), "patch_drop_rate=0.5, and where patches are dropped"),
     ],
