@@ -80,8 +80,9 @@ def _try(problems: list[str], what: str, look: Callable[[], T]) -> T | None:
         return look()
     except torch.OutOfMemoryError as error:
         problems.append(
-            f"memory: a step does not fit the device ({str(error).splitlines()[0]}): give a smaller batch_size, "
-            "apla.recompute='block', default_hooks.lean_heads.recompute=True, or --amp"
+            f"memory: a step does not fit the device ({str(error).splitlines()[0]}): give, by --cfg-options, a smaller "
+            "train_dataloader.batch_size, method=apla:r=64,recompute=block or default_hooks.lean_heads.recompute=True; "
+            "or --amp"
         )
     except Exception as error:  # whatever a run may fail by
         problems.append(f"{what}: {error}" if isinstance(error, ValueError | OSError) else f"{what}: {error!r}")

@@ -1,5 +1,6 @@
 """apla-mm check: a config that will train, and ten that will not, each named."""
 
+import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from helpers.small_configs import segmentation_config
 from mmengine.config import Config
 
 from apla_mm.__main__ import main
-from apla_mm.commands.check import _rehearse
+from apla_mm.commands.check import _rehearse, _try
+from apla_mm.config_files import find_config
+from apla_mm.options.command_line import add_common_arguments, load_config
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +53,24 @@ def test_a_run_of_one_step_is_ready_though_its_time_is_not_known(
     said = capsys.readouterr().out
     assert said.endswith("\nReady.\n") and "nan" not in said
     assert "\nstep       not measured, as there is one alone, 1 of them\n" in said
+
+
+def test_what_is_advised_where_memory_is_short_reaches_the_config() -> None:
+    def step() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+
+    problems: list[str] = []
+    _try(problems, "run", step)
+    assert "(CUDA out of memory.)" in problems[0] and "train_dataloader.batch_size" in problems[0]
+    advised = re.findall(r"[\w.]+=[\w:=,]+", problems[0])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    add_common_arguments(parser)
+    config = str(find_config("apla_mm::seg/apla_vitb_ade.py"))
+    cfg = load_config(parser.parse_args([config, "--cfg-options", *advised]))
+    assert cfg.model.backbone.apla.recompute == "block"
+    assert cfg.default_hooks.lean_heads.recompute is True
+    assert cfg.train_dataloader.batch_size
 
 
 def truncated(path: Path) -> None:
