@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def export_model(
         The file, and how it compares.
 
     Raises:
-        ExportError: The model cannot be exported, or the file differs by more than the tolerance.
+        ExportError: The model cannot be exported, or the file differs by more than the tolerance, or a package is not
+            installed.
         FileNotFoundError: The checkpoint or an image is not there.
     """
     out = Path(out)
@@ -96,6 +98,11 @@ def export_model(
         raise ExportError(f"format '{kind}' is none of {', '.join(FORMATS)}")
     if out.suffix != FORMATS[kind]:
         raise ExportError(f"'{out}' must end in {FORMATS[kind]} for format {kind}")
+    if kind == "onnx" and (missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]):
+        raise ExportError(
+            f"ONNX files need onnx and onnxruntime; not installed here: {', '.join(missing)}. Both come with "
+            "'apla_mm[mm,export]', which the documentation has under Installation"
+        )
     if not tolerance >= 0:  # nor is NaN, which no difference is above
         raise ExportError(f"tolerance={tolerance} must be 0 or more")
     if out.is_dir():

@@ -224,6 +224,15 @@ def test_int8_and_a_process_without_torch(
     assert "(80, 111)" in result.stdout
 
 
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_package_that_is_not_installed_is_named_before_anything_else(
+    package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ExportError, match=rf"not installed here: {package}\. .*'apla_mm\[mm,export\]'"):
+        export_model(Config(), tmp_path / "none.pth", tmp_path / "model.onnx")
+
+
 def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
     cfg, checkpoint = small("linear_dinov2-b14", tmp_path)
     with pytest.raises(ExportError, match=r"must end in \.onnx"):
