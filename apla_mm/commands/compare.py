@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="as submitit takes: partition=gpu")
     parser.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
     parser.add_argument("--report-only", action="store_true", help="write the report of what is there")
-    add_common_arguments(parser)
+    add_common_arguments(parser, "work_dirs/compare_CONFIG'S NAME")
     args = parser.parse_args(argv)
     if args.launcher != "none":
         parser.error("trials are single processes: leave --launcher out; --on slurm runs each as a job")

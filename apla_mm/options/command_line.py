@@ -45,9 +45,14 @@ class _OptionsAction(argparse.Action):
         setattr(namespace, self.dest, options)
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that training and testing share."""
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/CONFIG'S NAME)")
+def add_common_arguments(parser: argparse.ArgumentParser, work_dir: str = "work_dirs/CONFIG'S NAME") -> None:
+    """Add the flags that training and testing share.
+
+    Args:
+        parser: Of a command.
+        work_dir: What ``--help`` says of the folder that is taken where none is given.
+    """
+    parser.add_argument("--work-dir", help=f"folder for logs and checkpoints (default: {work_dir})")
     add_cfg_options(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch.distributed.launch")

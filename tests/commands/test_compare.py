@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from helpers import ROOT
 from helpers.processes import run, started
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+
+from apla_mm.commands import compare
 
 pytestmark = pytest.mark.slow
 TOOL, FORGETTING = ROOT / "tools/compare.py", ROOT / "tools/analysis_tools/forgetting.py"
@@ -70,3 +73,20 @@ def test_what_cannot_be_run_is_refused_before_the_first_trial(
     done = run(TOOL, config, *arguments, "--metric", "mIoU", "--work-dir", tmp_path / "out", returncode=None)
     assert done.returncode != 0 and message in done.output
     assert not list(tmp_path.glob("out/search/*"))
+
+
+def test_without_a_work_dir_it_lies_where_the_help_says(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def place(folder: Path, *_: object) -> None:
+        raise ValueError(folder)
+
+    monkeypatch.setattr(compare, "Comparison", place)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        compare.main([str(config), "--methods", "apla:r=4", "--metric", "mIoU"])
+    with pytest.raises(SystemExit):
+        compare.main(["--help"])
+    said = re.search(r"checkpoints \(default: (\S+) NAME\)", " ".join(capsys.readouterr().out.split()))
+    assert said is not None
+    assert str(ended.value) == str(tmp_path / said[1].replace("CONFIG'S", config.stem))
