@@ -19,7 +19,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     limits = Limits()
     parser.add_argument("folder", type=Path, help="folder of deltas")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=8000, help="0 for any that is free (default: %(default)s)")
     parser.add_argument("--base", type=Path, metavar="FILE", help="base file (default: the first delta's)")
     parser.add_argument("--device", help="such as cuda:0 (default: a GPU where there is one)")
     add = parser.add_argument_group("limits").add_argument
@@ -34,6 +34,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--poll", type=positive, default=2.0, help="seconds between looks at the folder (default: 2)")
     parser.add_argument("--separate", action="store_true", help="a base for each task, to measure what sharing saves")
     return parser.parse_args(argv)
+
+
+def port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**16:  # the system would take the rest of a larger one
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 65535")
+    return value
 
 
 def positive(text: str) -> float:

@@ -64,10 +64,18 @@ def serve(settings: Settings) -> bool:
         FileNotFoundError: There is no such folder.
         OSError: The address cannot be listened at.
         DeltaError: The base file is none.
+        ValueError: There is no such device.
     """
     if not settings.folder.is_dir():
         raise FileNotFoundError(f"there is no folder '{settings.folder}' (looked in {Path.cwd()})")
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)  # else each task would be refused for it
+    except (AssertionError, RuntimeError) as error:
+        told = str(error).splitlines()[0]
+        raise ValueError(
+            f"device '{device}' is not one of this machine: {told}; leave --device out, or name cpu or cuda:0"
+        ) from error
     base = None if settings.base is None else Base.of_file(settings.base, device)
     with _listen(settings.host, settings.port) as listening:
         return _serve(settings, listening, device, base)

@@ -121,3 +121,5 @@ def test_what_keeps_it_from_beginning_is_named(deltas: Path, tmp_path: Path) -> 
     assert told.startswith("error: cannot listen at 127.0.0.1, port ") and "--port" in told
     none = tmp_path / "base-0123456789abcdef.safetensors"
     assert f"base '{none}': there is no such file" in error(deltas, "--port", "0", "--base", none)
+    assert "device 'gpu' is not one of this machine" in error(deltas, "--port", "0", "--device", "gpu")
+    assert error(deltas, "--port", "99999") == "2"
