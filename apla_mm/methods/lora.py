@@ -46,7 +46,7 @@ class LoRA(Merged):
                 not fit them.
         """
         check_plain(backbone)
-        if self.alpha is not None and (isinstance(self.alpha, bool) or not 0 < self.alpha < float("inf")):
+        if self.alpha is not None and (type(self.alpha) not in (int, float) or not 0 < self.alpha < float("inf")):
             raise ValueError(f"lora: alpha={self.alpha!r} must be a number above 0")
         names = self._targets(backbone)
         set_recompute(backbone, self.recompute)  # the last that may refuse
@@ -89,7 +89,7 @@ class LoRA(Merged):
     def _problem(self, backbone: nn.Module, name: str, layer: nn.Linear, uses: Counter[int]) -> str:
         """Why LoRA cannot stand beside a layer; empty if it can."""
         parent, _, leaf = name.rpartition(".")
-        if not 1 <= self.r <= min(layer.in_features, layer.out_features) or type(self.r) is not int:
+        if type(self.r) is not int or not 1 <= self.r <= min(layer.in_features, layer.out_features):
             return f"is of {layer.out_features} x {layer.in_features}, and r={self.r!r} is no rank below that"
         if layer.weight.dtype not in (torch.float32, torch.float64):
             return f"holds {layer.weight.dtype}: what trains is merged into float32 weights alone"

@@ -161,6 +161,8 @@ REFUSED = [
     ("lora:r=33", make, "'vit.blocks.0.attn.qkv' is of 96 x 32, and r=33 is no rank"),
     ("lora:r=0", make, "r=0 is no rank"),
     ("lora:alpha=0", make, "alpha=0 must be a number above 0"),
+    ("lora:alpha=x", make, "alpha='x' must be a number above 0"),
+    ("lora:r=nan", make, "r='nan' is no rank"),
     ("lora:r=2.5", make, "r=2.5 is no rank"),
     ("lora:r=1", lambda: Attending(Tied()), "shares its weight with another module"),
     ("lora:r=1", ReadsWeight, "the layer 'qkv' is not called, its weight is used by itself"),
