@@ -21,6 +21,8 @@ from .sync_bn import sync_bn_to_bn
 
 #: what torch.distributed reads -> where Slurm keeps it
 _FROM_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+#: what mmengine reads of Open MPI
+_OF_MPI = ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 _LOWEST_PORT, _PORTS = 12000, 20000  # below the ports that Linux hands out by itself
 
 
@@ -42,6 +44,10 @@ def prepare_launch(cfg: Config, launcher: str) -> None:
         set_environment_from_slurm(os.environ)
         launcher = "pytorch"
     cfg.launcher = launcher
+    if launcher == "mpi" and (missing := [name for name in _OF_MPI if name not in os.environ]):
+        raise RuntimeError(
+            f"--launcher mpi: {', '.join(missing)} not set, which Open MPI's mpirun does: put mpirun before apla-mm"
+        )
     if launcher != "pytorch":
         return
     missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]

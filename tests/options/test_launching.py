@@ -102,6 +102,15 @@ def test_pytorch_launcher_without_torchrun_is_an_error(cfg: Config, monkeypatch:
         prepare_launch(cfg, "pytorch")
 
 
+def test_mpi_launcher_without_mpirun_is_an_error(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "SIZE", "RANK"):
+        monkeypatch.delenv(f"OMPI_COMM_WORLD_{name}", raising=False)
+    with pytest.raises(
+        RuntimeError, match=r"--launcher mpi: OMPI_COMM_WORLD_LOCAL_RANK, .* not set.*put mpirun before"
+    ):
+        prepare_launch(cfg, "mpi")
+
+
 def test_more_processes_than_gpus_are_an_error(cfg: Config, monkeypatch: pytest.MonkeyPatch, ranks: None) -> None:
     monkeypatch.setattr(launching, "get_device", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
