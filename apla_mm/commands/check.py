@@ -7,7 +7,6 @@ mend, and then with 1.
 
 import logging
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from mmengine.device import get_device
 from ..config_files import config_argument
 from ..data.folders import check_folders
 from ..options.agreement.check import find_problems
-from ..options.command_line import add_common_arguments, build_runner, load_config
+from ..options.command_line import add_common_arguments, build_runner, check_work_dir, load_config
 from ..options.mixed_precision import enable_mixed_precision
 from ..runs.hooks.rehearsal_hook import Costs, RehearsalHook, RehearsedError
 from ..runs.peak_memory import device_memory, peak_memory
@@ -62,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"settings   (unusual) {problem}")
         for loader in USED:
             _try(problems, "data", partial(check_folders, cfg, [loader]))
+        _try(problems, "disk", partial(check_work_dir, cfg.work_dir))
         if not problems:
             costs = _try(problems, "run", lambda: _rehearse(cfg, args.steps))
             if costs is not None:
@@ -129,8 +129,6 @@ def _tell(cfg: Config, costs: Costs, problems: list[str]) -> None:
             f"disk: checkpoints take {format_bytes(need)} and {folder} has {format_bytes(free)} free: make room, give "
             "another --work-dir, or default_hooks.checkpoint.max_keep_ckpts=1"
         )
-    if not os.access(folder, os.W_OK):
-        problems.append(f"disk: {folder} cannot be written to: give another --work-dir")
     names = ("torch", "timm", "mmengine", "mmcv", "mmseg", "mmdet")
     versions = ", ".join(f"{name} {sys.modules[name].__version__}" for name in names if name in sys.modules)
     print(f"versions   Python {sys.version.split()[0]}, {versions}; {get_device()}")

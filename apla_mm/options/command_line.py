@@ -128,6 +128,20 @@ def _leave_out_hooks(cfg: Config) -> None:
         hooks.pop(name)
 
 
+def check_work_dir(work_dir: str) -> None:
+    """See that a run can write into its folder, which need not be there yet.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    place = Path(work_dir).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "is not writable" if place.is_dir() else "is a file"
+        raise ValueError(f"work_dir '{work_dir}': '{place}' {why}: name another folder by --work-dir")
+
+
 def build_runner(cfg: Config, loaders: Sequence[str] = LOADERS) -> Runner:
     """The runner of the config's type, after a look at the data.
 
@@ -138,7 +152,9 @@ def build_runner(cfg: Config, loaders: Sequence[str] = LOADERS) -> Runner:
     Raises:
         DisagreementError: Settings do not agree.
         DataError: A folder or file does not exist, or an annotation file is not in order.
+        ValueError: The work dir cannot be written to.
     """
+    check_work_dir(cfg.work_dir)
     warnings = check_agreement(cfg, loaders)
     check_folders(cfg, loaders)
     check_class_folders(cfg, loaders)

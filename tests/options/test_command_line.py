@@ -9,7 +9,7 @@ from mmengine.config import Config
 from apla_mm.data.folders import check_folders
 from apla_mm.data.reading import DataError
 from apla_mm.options.agreement.check import find_problems
-from apla_mm.options.command_line import add_common_arguments
+from apla_mm.options.command_line import add_common_arguments, check_work_dir
 
 DETECTION = Path(__file__).parents[2] / "configs/det/apla_vitb_custom.py"
 TRAIN, VAL = "annotations/instances_train.json", "annotations/instances_val.json"
@@ -186,3 +186,15 @@ def test_none_takes_any_hook_out() -> None:
     hooks = load("default_hooks.lean_heads=None", "default_hooks.checkpoint=None").default_hooks
     assert "lean_heads" not in hooks
     assert hooks.checkpoint is None  # mmengine's own, which it takes out itself
+
+
+def test_a_work_dir_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_work_dir(str(tmp_path / "new/folder"))
+    file = tmp_path / "file"
+    file.touch()
+    for path in (file, file / "x"):
+        with pytest.raises(ValueError, match=f"^work_dir '{path}': '{file}' is a file: name another folder"):
+            check_work_dir(str(path))
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ValueError, match=f"'{tmp_path}' is not writable: name another folder by --work-dir"):
+        check_work_dir(str(tmp_path / "new/folder"))
