@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = [text.rpartition("=") for text in args.stuff]
     if wrong := ["".join(pair) for pair in pairs if not pair[0] or not pair[2].isdigit()]:
         parser.error(f"--stuff {wrong[0]}: write NAME=LABEL, as in sky=1")
+    if len({name for name, _, _ in pairs}) != len(pairs):
+        parser.error(f"--stuff {' '.join(args.stuff)}: a name has one label alone")
     stuff = {name: int(label) for name, _, label in pairs}
     print(make_panoptic(args.objects, args.out, args.rest, args.label_maps, stuff))
 

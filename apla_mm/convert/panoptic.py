@@ -57,8 +57,15 @@ def make_panoptic(
     file = CocoFile(str(objects))
     check_annotations(str(objects), file.names, masks=True)
     names = [*file.names, *stuff, *filter(None, [rest])]
-    if len(set(names)) != len(names) or len(names) == len(file.names):
-        raise ValueError(f"stuff needs one name or more that things have not: things are {file.names}, stuff {names}")
+    if len(names) == len(file.names):
+        raise ValueError(
+            "panoptic files have stuff too, and none is named: give --rest NAME, the class of all other pixels, or "
+            "--label-maps FOLDER with --stuff NAME=LABEL"
+        )
+    if len(set(names)) != len(names):
+        raise ValueError(
+            f"stuff needs names that things have not: things are {file.names}, stuff {names[len(file.names) :]}"
+        )
     free = 1 + max((category["id"] for category in file.categories), default=0)
     categories = [dict(category, isthing=1) for category in file.categories]
     categories += [dict(id=free + i, name=name, isthing=0) for i, name in enumerate(names[len(categories) :])]

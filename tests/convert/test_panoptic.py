@@ -97,9 +97,9 @@ def test_of_objects_that_overlap_the_smaller_is_on_top(root: Path) -> None:
 
 def test_what_is_not_in_order_is_refused_and_nothing_written(root: Path) -> None:
     objects, out = root / "annotations/instances_train.json", root / "new/panoptic.json"
-    with pytest.raises(ValueError, match="stuff needs one name or more that things have not"):
+    with pytest.raises(ValueError, match="stuff too, and none is named: give --rest NAME.* or --label-maps FOLDER"):
         make_panoptic(objects, out)
-    with pytest.raises(ValueError, match="stuff needs one name or more that things have not"):
+    with pytest.raises(ValueError, match=r"stuff needs names that things have not: .*stuff \['disc'\]"):
         make_panoptic(objects, out, rest="disc")
     with pytest.raises(ValueError, match="must end in .json"):
         make_panoptic(objects, out.with_suffix(".txt"), rest="ground")
