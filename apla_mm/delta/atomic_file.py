@@ -34,9 +34,11 @@ def write_atomic(data: bytes | memoryview, path: str | Path) -> None:
         if path.exists():
             shutil.copymode(path, aside)
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             aside.unlink()
+        if isinstance(error, OSError) and error.errno is not None:  # of the file aside, or of a folder above
+            raise OSError(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
         raise
     with suppress(OSError):  # which some file systems cannot
         _sync_folder(path.parent)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import stat
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .delta import Delta
 from .digests import tensor_digest
 from .errors import DeltaError
 from .header import Header
+from .other_files import fault_of
 
 KEY = "apla_delta"  #: of the header in the file's metadata
 LONGEST_HEADER = 16 * 2**20  #: of safetensors' header, in bytes; it holds the delta's
@@ -100,7 +102,7 @@ def _read(path: str | Path) -> tuple[bytes, dict[str, Any]]:
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > status.st_size - 8:
-                raise DeltaError("it is not a safetensors file, or only the beginning of one: copy it again")
+                raise DeltaError(_what_else(Path(path)))
             if length > LONGEST_HEADER:
                 raise DeltaError(f"its header has {length} bytes, and {LONGEST_HEADER} are allowed: it is not a delta")
             metadata, end = _parsed(file.read(length))
@@ -158,6 +160,15 @@ def _from_bytes(data: bytes, metadata: Mapping[str, Any], source: str, allow_non
     delta.check(allow_nonfinite=allow_nonfinite)
     _check_content(sha256, content_digest({**values, "fingerprint": fingerprint}, tensors))
     return delta
+
+
+def _what_else(path: Path) -> str:
+    """What a file is that cannot be one of safetensors."""
+    if fault := fault_of(path):
+        return f"it is not a safetensors file: {fault}"
+    if zipfile.is_zipfile(path):
+        return "it is not a safetensors file, but a checkpoint of torch, and a delta is needed: see apla-mm extract"
+    return "it is not a safetensors file, or only the beginning of one: copy it again"
 
 
 def content_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

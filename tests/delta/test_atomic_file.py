@@ -54,3 +54,12 @@ def test_modes_are_those_of_the_umask_or_of_the_old_file(tmp_path: Path, umask: 
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_cannot_be_written_is_told_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path, kind in ((tmp_path / "file/x", FileExistsError), (tmp_path / "folder", IsADirectoryError)):
+        with pytest.raises(kind, match=rf"cannot be written \(.*\): '{path}'$"):
+            write_atomic(b"x", path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder"]

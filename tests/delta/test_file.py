@@ -99,11 +99,11 @@ def test_files_of_other_kinds(delta, path, tmp_path):
 
     other = tmp_path / "other"
     torch.save(delta.tensors, other)
-    refused(other, "not a safetensors file, or only the beginning of one")
+    refused(other, "not a safetensors file, but a checkpoint of torch, and a delta is needed: see apla-mm extract")
     other.write_bytes(pickle.dumps(Evil()))
     refused(other, "not a safetensors file")
     other.write_bytes(b"")
-    refused(other, "not a safetensors file")
+    refused(other, "not a safetensors file: it is empty")
     other.write_bytes(struct.pack("<Q", 2) + b"{]")
     refused(other, "not a safetensors file, or damaged")
     save_file(delta.tensors, other, {"format": "pt"})
