@@ -52,7 +52,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 @errors_in_one_line(OSError, ValueError)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_output(args.out, args.force)
+    check_output(args.out, args.force, args.checkpoint, args.base)
     delta, base = delta_of(
         read_weights(args.checkpoint, known=mmengines_types()),
         read_weights(args.base).state,

@@ -77,7 +77,7 @@ def all_renamed(state: Mapping[str, Tensor], old: str, new: str) -> OrderedDict[
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_suffix(args.out)
-    check_output(args.out, args.force)
+    check_output(args.out, args.force, args.checkpoint, args.base)
     weights = read_authors(args.checkpoint, args.part)
     inds = load_channels(args.inds) if args.inds else None
     try:

@@ -25,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     args = parser.parse_args(argv)
     check_suffix(args.out)
-    check_output(args.out, args.force)
+    check_output(args.out, args.force, args.checkpoint)
+    weights = read_weights(args.checkpoint)
     try:
-        state = convert_eomt(read_weights(args.checkpoint).state, args.head)
+        state = convert_eomt(weights.state, args.head)
     except ValueError as error:
         raise ValueError(f"'{args.checkpoint}': {error}") from error
     write_checkpoint(args.out, state, {})

@@ -32,7 +32,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_suffix(args.out)
-    check_output(args.out, args.force)
+    check_output(args.out, args.force, args.delta, args.base)
     delta = load_delta(args.delta, allow_nonfinite=args.allow_nonfinite)
     base = args.base
     if base is None:

@@ -12,12 +12,19 @@ from torch import Tensor
 from ..delta.atomic_file import write_atomic
 
 
-def check_output(path: Path, force: bool) -> None:
+def check_output(path: Path, force: bool, *read: Path | None) -> None:
     """Refuse to write over a file.
 
+    Args:
+        path: The file to write.
+        force: Whether one that is there may be replaced.
+        read: Files that it is made of, which stay in any case.
+
     Raises:
-        FileExistsError: It is there, and ``force`` is not set.
+        FileExistsError: It is there, and ``force`` is not set, or it is one that is read.
     """
+    if any(path.exists() and one is not None and one.exists() and path.samefile(one) for one in read):
+        raise FileExistsError(f"'{path}' is one of the files that are read: name another")
     if path.exists() and (not force or not path.is_file()):
         raise FileExistsError(f"'{path}' is there already: name another file, or overwrite a file by --force")
 

@@ -51,6 +51,16 @@ def test_what_is_there_is_kept_unless_forced(tmp_path):
             check_output(path, force)
 
 
+def test_what_is_read_stays_though_it_may_be_overwritten(tmp_path):
+    delta, link = tmp_path / "d.safetensors", tmp_path / "link"
+    delta.write_text("mine")
+    link.symlink_to(delta)
+    for read in ((delta,), (None, link), (tmp_path / "." / "d.safetensors",)):
+        with pytest.raises(FileExistsError, match="is one of the files that are read: name another"):
+            check_output(delta, True, *read)
+    check_output(delta, True, None, tmp_path / "another")
+
+
 def test_suffix_says_the_kind(tmp_path):
     for name in ("a.pth", "a.safetensors", "a.b.pth"):
         check_suffix(tmp_path / name)
