@@ -24,14 +24,16 @@ from ..config_files import config_argument
 from ..measure import compared_methods
 from ..method.memory.recompute import MODES
 from ..text import format_bytes
-from . import command_parser
+from . import at_least_one, command_parser, file_to_write, timm_model
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("benchmark", __doc__)
     parser.add_argument("model", type=model_argument, help="name of a timm ViT, or a config file")
-    parser.add_argument("--img-size", type=int, default=512, help="height and width of the images (default: 512)")
-    parser.add_argument("--batch-size", type=int, default=2, help="images in a batch (default: 2)")
+    parser.add_argument(
+        "--img-size", type=at_least_one, default=512, help="height and width of the images (default: 512)"
+    )
+    parser.add_argument("--batch-size", type=at_least_one, default=2, help="images in a batch (default: 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="bfloat16: forward under autocast")
     parser.add_argument("--r", nargs="+", type=number, default=[0.125, 8, "full"], help="channels that train, for APLA")
@@ -53,8 +55,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--inference", action="store_true", help="time inference instead, APLA merged as well")
     parser.add_argument("--count", action="store_true", help="run nothing: count on tensors without memory")
     parser.add_argument("--memory", type=memory, metavar="SIZE", help="the largest batch that fits, such as 12GiB")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time against memory")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write the figures here")
+    parser.add_argument("--plot", type=file_to_write, metavar="FILE", help="draw time against memory")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a trace of a step of each method here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -74,15 +76,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("this torch is built without CUDA and cannot count its kernels: leave out --device")
     if args.rounds < 1 or args.warm_up < 0:
         parser.error("--rounds must be 1 or more, --warm-up 0 or more")
-    for file in filter(None, (args.json, args.plot)):  # before hours of work are lost
-        file.parent.mkdir(parents=True, exist_ok=True)
     if args.plot:
         import matplotlib  # noqa: F401
     return args
 
 
 def model_argument(text: str) -> str:
-    return config_argument(text) if text.endswith(".py") else text
+    return config_argument(text) if text.endswith(".py") else timm_model(text)
 
 
 def number(text: str) -> int | float | str:
@@ -133,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "given"}
         args.json.write_text(json.dumps(dict(machine=described, arguments=arguments, rows=rows), indent=1) + "\n")
+    if all("error" in row for row in rows):
+        raise SystemExit(1)
     if args.plot:
         plot(rows, args.plot, title)
 

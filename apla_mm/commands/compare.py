@@ -8,6 +8,7 @@ final runs. Writes report.md and report.html.
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--seeds and --jobs must be 1 or more, --trials 2 or more")
     if not 0 < args.held_out < 1:
         parser.error("--held-out must be between 0 and 1")
+    if not all(0 < fraction <= 1 for fraction in args.fractions):
+        parser.error("--fractions must be above 0 and at most 1")
+    if args.head_lr is not None and not 0 < args.head_lr < math.inf:
+        parser.error("--head-lr must be above 0")
     if len(set(args.methods)) != len(args.methods):
         parser.error("--methods names one twice")
     return args
@@ -71,10 +76,12 @@ def starts_of(texts: list[str]) -> dict[str, tuple[float, ...]]:
         method, equals, rates = text.rpartition("=")
         try:
             starts[method] = tuple(float(rate) for rate in rates.split(","))
+            if not all(0 < rate < math.inf for rate in starts[method]):
+                raise ValueError
         except ValueError:
             equals = ""
         if not equals:
-            raise SystemExit(f"--rates {text}: write METHOD=RATE,RATE,RATE, as in full=3e-6,1e-5,3e-5")
+            raise SystemExit(f"--rates {text}: write METHOD=RATE,RATE,RATE, above 0, as in full=3e-6,1e-5,3e-5")
     return starts
 
 
@@ -89,10 +96,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     args = parse_args(argv)
     cfg = load(args, {})
-    metric = args.metric or cfg.default_hooks.get("checkpoint", {}).get("save_best")
+    metric = args.metric or cfg.get("default_hooks", {}).get("checkpoint", {}).get("save_best")
     if not isinstance(metric, str) or metric == "auto":
         raise SystemExit("what are runs scored by? The config's save_best does not say: give --metric, such as mIoU")
-    if "max_iters" not in cfg.train_cfg:
+    if "max_iters" not in (cfg.get("train_cfg") or {}):
         raise SystemExit("the config trains by epochs; a comparison needs max_iters: use an iteration-based schedule")
     if unknown := starts_of(args.rates).keys() - {HEAD, *args.methods}:
         raise SystemExit(f"--rates names {', '.join(sorted(unknown))}, which --methods does not")

@@ -31,7 +31,7 @@ import apla_mm
 
 from ..delta import base_digests, extract_delta, fingerprint, load_delta, save_delta
 from ..delta.base_file import merged_state
-from . import command_parser
+from . import command_parser, file_to_write, timm_model
 
 CLASSES = 150
 COLUMNS = (
@@ -84,11 +84,13 @@ def number(text: str) -> int | str:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("delta-costs", __doc__)
-    parser.add_argument("--models", nargs="+", metavar="NAME", default=["vit_base_patch16_224"], help="ViTs of timm")
+    parser.add_argument(
+        "--models", nargs="+", type=timm_model, metavar="NAME", default=["vit_base_patch16_224"], help="ViTs of timm"
+    )
     parser.add_argument("--r", nargs="+", type=number, default=[8, 64, "full"], help="channels that train")
     parser.add_argument("--rounds", type=int, default=3, help="of the steps but swap; the median counts (default: 3)")
     parser.add_argument("--swaps", type=int, default=1000, help="swaps that are timed (default: 1000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write the figures here")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.swaps < 1:
         parser.error("--rounds and --swaps must be at least 1")
@@ -170,7 +172,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine = dict(cpus=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__)
     print(f"\n{platform.machine()}, {machine['cpus']} CPUs, {machine['threads']} threads, torch {machine['torch']}")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         figures = dict(machine=machine, swaps=args.swaps, rows=[asdict(row) for row in rows])
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..serve.load_test import run_load_test
-from . import command_parser, errors_in_one_line
+from . import command_parser, errors_in_one_line, file_to_write
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -28,7 +28,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each row (default: 10)")
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 2, 8], help="of tasks in memory (default: 1 2 8)")
     parser.add_argument("--malformed", type=int, default=1000, help="requests (default: 1000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write the figures here")
     args = parser.parse_args(argv)
     if min(*args.clients, *args.counts, args.malformed) < 1 or not 0 < args.seconds <= 600:
         parser.error("--clients, --counts and --malformed must be at least 1, and --seconds above 0 and at most 600")

@@ -34,7 +34,7 @@ from ..method.attention.recognition import attends
 from ..method.projections import left_frozen
 from ..text import table
 from ..tuning.adapt_runner import adapt_parts
-from . import command_parser
+from . import command_parser, file_to_write
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else each of its files is asked for, and waited for
 
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command_parser("sweep", __doc__)
     parser.add_argument("packages", nargs="+", choices=["mmseg", "mmdet", "mmpretrain", "timm"])
     parser.add_argument("--only", default="", metavar="PATTERN", help="of the configs' paths or timm's names")
-    parser.add_argument("--json", type=Path, help="write each outcome here")
+    parser.add_argument("--json", type=file_to_write, help="write each outcome here")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     outcomes = {

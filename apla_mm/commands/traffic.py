@@ -29,7 +29,7 @@ from ..method import adapt
 from ..options.shared_options import apply_shared_options
 from ..tuning.adapt_runner import find_target
 from ..tuning.apla_hook import APLAHook
-from . import command_parser
+from . import at_least_one, command_parser, file_to_write
 
 COLUMNS = ("config", "training", "trains", "backbone, MB a step", "all, MB a step", "all-reduces a step")
 
@@ -38,12 +38,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("traffic", __doc__)
     parser.add_argument("configs", nargs="+", type=config_argument, metavar="CONFIG", help="config file")
     parser.add_argument("--full", action="store_true", help="measure full fine-tuning of the same models too")
-    parser.add_argument("--img-size", type=int, default=64, help="height and width of the images (default: 64)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    args = parser.parse_args(argv)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-    return args
+    parser.add_argument(
+        "--img-size", type=at_least_one, default=64, help="height and width of the images (default: 64)"
+    )
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write the figures here")
+    return parser.parse_args(argv)
 
 
 @dataclass(frozen=True)

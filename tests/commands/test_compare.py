@@ -64,6 +64,7 @@ def test_killed_it_goes_on_and_more_can_be_asked_for(config: Path, tmp_path: Pat
         (["--methods", "full", "full"], "names one twice"),
         (["--methods", "full", "--rates", "lora=1e-3,1e-4"], "names lora, which --methods does not"),
         (["--methods", "full", "--rates", "full=a,b"], "write METHOD=RATE,RATE,RATE"),
+        (["--methods", "full", "--rates", "full=nan"], "write METHOD=RATE,RATE,RATE"),
         (["--methods", "full", "--held-out", "1.5"], "--held-out must be between 0 and 1"),
     ],
 )
