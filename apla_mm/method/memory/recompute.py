@@ -30,7 +30,7 @@ class _Recomputed(Changed):
         if torch.compiler.is_compiling():  # whose graphs move running statistics once
             options: Any = dict(context_fn=self._contexts) if self._contexts else {}
             return checkpoint(super().forward, *args, use_reentrant=False, **options, **kwargs)
-        source = getattr(args[0], "_normalised_from", None) if args else None
+        source = _source_of(args[0]) if args else None
         contexts = partial(_standing_still, self, self._contexts)
         if source is None:
             return checkpoint(super().forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
@@ -47,6 +47,15 @@ class _Recomputed(Changed):
             return super(_Recomputed, self).forward(y, *rest, **kwargs)
 
         return checkpoint(forward, *args[1:], use_reentrant=False, context_fn=contexts)
+
+
+def _source_of(y: Any) -> tuple[nn.Module, Tensor] | None:
+    """The norm that gave a tensor, and its input; None if there is none, or the tensor was written to since."""
+    source: Any = getattr(y, "_normalised_from", None)
+    if source is None:
+        return None
+    norm, x, version = source
+    return (norm, x) if y._version == version else None
 
 
 def _standing_still(module: nn.Module, contexts: Callable[[], tuple[Any, Any]] | None) -> tuple[Any, Any]:
@@ -80,7 +89,7 @@ class _RememberedNorm(Changed):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
-            y._normalised_from = (self, x)
+            y._normalised_from = (self, x, y._version)
         return y
 
 

@@ -256,3 +256,23 @@ def test_running_statistics_move_once(mode: str) -> None:
         assert_same(gradients(other, x), gradients(model, x))
     assert int(model.state_dict()["blocks.0.local_mp.bn.num_batches_tracked"]) == 2
     assert_same(other.state_dict(), model.state_dict())
+
+
+class _Scaling(nn.Module):
+    """A block that writes to what its norm gives, between the norm and the MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(8), timm.layers.Attention(8, num_heads=2)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(x)
+        y = self.norm(x)
+        y *= 2
+        return x + self.mlp(y)
+
+
+def test_a_norm_whose_output_is_written_to_before_the_mlp() -> None:
+    model = nn.Sequential(_Scaling(), _Scaling())
+    assert_same_gradients(model, torch.randn(2, 5, 8), "mlp")
