@@ -173,7 +173,7 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, images: list[Path]) -> 
 def test_errors_without_a_message_are_a_reason_too(tmp_path: Path, images: list[Path]) -> None:
     cfg, checkpoint = small("linear_dinov2-b14", tmp_path)
 
-    class Refuses(MODELS.get(cfg.model.decode_head.type)):  # type: ignore[misc]
+    class Refuses(MODELS.get(f"mmseg.{cfg.model.decode_head.type}")):  # type: ignore[misc]
         def forward(self, inputs: Any) -> Any:
             raise AssertionError
 
