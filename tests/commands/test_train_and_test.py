@@ -308,7 +308,9 @@ def test_flag_that_the_config_cannot_serve_is_an_error(
     command: ModuleType, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     bare = tmp_path / "bare.py"
-    bare.write_text('optim_wrapper = dict(type="ApexOptimWrapper")\ndefault_hooks = dict()\ntrain_cfg = dict()\n')
+    bare.write_text(
+        'model = dict()\noptim_wrapper = dict(type="ApexOptimWrapper")\ndefault_hooks = dict()\ntrain_cfg = dict()\n'
+    )
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # the tools set both: put them back afterwards
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises((SystemExit, ValueError), match=message):
