@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
@@ -16,6 +15,7 @@ from ..convert.config_text import read_config as settings_of
 from ..data.folders import datasets_of
 from ..delta import load_delta
 from ..delta.weights_file import Kind, kind_of
+from ..devices import find_device
 from ..hub.fetch import SCHEME, fetch, weights_in
 from ..loading.base_from_config import provide_base
 from ..loading.checkpoint_reader import load_from_safetensors, read_checkpoint
@@ -39,9 +39,10 @@ def load(path: str | Path, *, config: str | Path | None = None, device: str | No
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file holds no config, or one that only its author's code can read, or the weights are not the
-            model's.
+            model's; or there is no such device.
         DeltaError: It is a delta, and damaged, or its base was not found or is another one.
     """
+    device = find_device(device)
     path = fetch(str(path)) if str(path).startswith(SCHEME) else Path(path)
     if path.is_dir():
         path = weights_in(path)
@@ -57,8 +58,7 @@ def load(path: str | Path, *, config: str | Path | None = None, device: str | No
         model: Any = MODELS.build(without_sources(cfg.model))
     assert checkpoint is not None
     load_whole(model, checkpoint.get("state_dict", checkpoint), path)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return predictor_of(model.to(where).eval(), cfg, checkpoint.get("meta", {}))
+    return predictor_of(model.to(device).eval(), cfg, checkpoint.get("meta", {}))
 
 
 def config_of(text: Any, path: str | Path) -> Config:

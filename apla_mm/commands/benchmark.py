@@ -21,6 +21,7 @@ from ..benchmark.measured import count, count_fits, measure, measure_inference, 
 from ..benchmark.report import format_rows, machine, plot
 from ..benchmark.variants import DTYPES, HEADS, Variant
 from ..config_files import config_argument
+from ..devices import find_device
 from ..measure import compared_methods
 from ..method.memory.recompute import MODES
 from ..text import format_bytes
@@ -74,6 +75,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--count and --memory run nothing: leave out --inference, --compile, --plot and --profile")
     if args.count and torch.device(args.device).type == "cuda" and not torch.backends.cuda.is_built():
         parser.error("this torch is built without CUDA and cannot count its kernels: leave out --device")
+    if not args.count:
+        try:
+            find_device(args.device)
+        except ValueError as error:
+            parser.error(str(error))
     if args.rounds < 1 or args.warm_up < 0:
         parser.error("--rounds must be 1 or more, --warm-up 0 or more")
     if args.plot:

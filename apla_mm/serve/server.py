@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import torch
 import uvicorn
 
+from ..devices import find_device
 from .app import make_app
 from .base import Base
 from .folder import TaskFolder
@@ -68,14 +68,7 @@ def serve(settings: Settings) -> bool:
     """
     if not settings.folder.is_dir():
         raise FileNotFoundError(f"there is no folder '{settings.folder}' (looked in {Path.cwd()})")
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)  # else each task would be refused for it
-    except (AssertionError, RuntimeError) as error:
-        told = str(error).splitlines()[0]
-        raise ValueError(
-            f"device '{device}' is not one of this machine: {told}; leave --device out, or name cpu or cuda:0"
-        ) from error
+    device = find_device(settings.device)  # else each task would be refused for it
     base = None if settings.base is None else Base.of_file(settings.base, device)
     with _listen(settings.host, settings.port) as listening:
         return _serve(settings, listening, device, base)

@@ -8,6 +8,8 @@ import timm
 from helpers import ROOT
 from helpers.processes import Done, run
 
+from apla_mm.commands.benchmark import parse_args
+
 pytestmark = pytest.mark.slow
 
 TOOL = ROOT / "tools/analysis_tools/benchmark.py"
@@ -136,3 +138,9 @@ def test_the_largest_batch_within_a_memory_and_how_to_train_it(tmp_path: Path) -
     batch = f"train_dataloader.batch_size={ours['batch_size']}"
     assert ours["options"] == f"{batch} method=apla:r=8,recompute=block"
     assert head["options"].endswith(" method=head") and full["options"].endswith(" method=full")
+
+
+def test_a_device_that_is_not_there_is_told_before_anything_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(["vit_tiny_patch16_224", "--device", "gpu"])
+    assert "device 'gpu' is not one of this machine" in capsys.readouterr().err
