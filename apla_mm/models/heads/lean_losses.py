@@ -131,7 +131,8 @@ def _of_pixels(loss: Any, small: SmallLogits) -> Tensor:
 def _class_weight(loss: Any, small: SmallLogits) -> Tensor | None:
     if loss.class_weight is None:
         return None
-    return torch.as_tensor(loss.class_weight, dtype=torch.float32, device=small.logits.device)
+    dtype = torch.promote_types(small.logits.dtype, torch.float32)
+    return torch.as_tensor(loss.class_weight, dtype=dtype, device=small.logits.device)
 
 
 def _cross_entropy(loss: Any, small: SmallLogits, weight: Tensor | None) -> Tensor:

@@ -120,14 +120,14 @@ CE = dict(type="CrossEntropyLoss")
 LOSSES: dict[str, Any] = {
     "mean": CE,
     "of what counts": dict(CE, avg_non_ignore=True, loss_weight=0.4),
-    "class weights": dict(CE, class_weight=[0.5, 1.0, 2.0, 1.0, 3.0]),
+    "class weights": dict(CE, class_weight=[0.1, 1.0, 2.0, 1.3, 3.0]),
     "sum": dict(CE, reduction="sum"),
     "sigmoid": dict(CE, use_sigmoid=True),
     "sigmoid of what counts": dict(CE, use_sigmoid=True, avg_non_ignore=True),
     "focal": dict(type="FocalLoss"),
     "Dice": dict(type="DiceLoss", use_sigmoid=False),
     "naive Dice": dict(type="DiceLoss", use_sigmoid=True, naive_dice=True, ignore_index=2),
-    "Tversky": dict(type="TverskyLoss", class_weight=[0.5, 1.0, 2.0, 1.0, 3.0]),
+    "Tversky": dict(type="TverskyLoss", class_weight=[0.1, 1.0, 2.0, 1.3, 3.0]),
     "several": [CE, dict(type="DiceLoss", loss_weight=3.0, use_sigmoid=False), dict(CE, loss_weight=0.5)],
 }
 
