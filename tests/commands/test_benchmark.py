@@ -102,7 +102,7 @@ def test_compiled_variants_stand_beside_the_others(tmp_path: Path) -> None:
             ["vit_tiny_patch16_224", "--only", "LoRaX"],
             "no method's name begins so; there are ['full fine-tuning', 'all trains",
         ),
-        (["vit_tiny_patch17"], "Unknown model (vit_tiny_patch17)"),
+        (["vit_tiny_patch17"], "has no model 'vit_tiny_patch17'; near to it are vit_tiny_patch16_384"),
         (["configs/seg/none.py"], "none.py"),
         (["vit_tiny_patch16_224", "--inference", "--plot", "x.png"], "--inference has no memory to plot"),
         (["vit_tiny_patch16_224", "--memory", "12 apples"], "'12 apples' is no size such as 12GiB"),
