@@ -7,12 +7,16 @@ refused too, for having no attention. "Passed over" are adapted models with a mo
 linear layers, and has no projection that is known: there should be none.
 """
 
+import os
+
+# each file of a hub would be asked for, and waited for; read when timm is imported
+os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
+
 import contextlib
 import copy
 import importlib
 import io
 import json
-import os
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -35,8 +39,6 @@ from ..method.projections import left_frozen
 from ..text import table
 from ..tuning.adapt_runner import adapt_parts
 from . import command_parser, file_to_write
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else each of its files is asked for, and waited for
 
 OUTCOMES = ("adapted", "no attention", "refused", "passed over", "not built")
 _MAKERS = {torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand, torch.full}

@@ -1,6 +1,9 @@
 """The sweep of what ships, on a few models of each outcome."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,11 @@ def test_outcomes_of_configs_and_of_timm(tmp_path: Path) -> None:
     assert "the model has no part 'backbone'; it has data_preprocessor, image_encoder" in output
     (segformer,) = [o for o in found["mmseg"] if o["outcome"] == "adapted"]
     assert segformer["projections"] == 8  # two blocks in each of four stages
+
+
+def test_no_hub_is_asked() -> None:
+    """Whether one may be is read once, when timm is imported."""
+    code = "import apla_mm.commands.sweep, huggingface_hub.constants as hub; print(hub.HF_HUB_OFFLINE)"
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True", done.stderr
