@@ -5,12 +5,12 @@ tracebacks of errors that those tell in a line. :mod:`apla_mm.__main__` has the 
 """
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
+from ..output_folder import make_output_folder
 from ..text import said_by_tool
 
 
@@ -31,12 +31,8 @@ def file_to_write(text: str) -> Path:
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"'{text}' is a folder: name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' cannot be written: '{path.parent}': {error.strerror}") from error
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"'{text}' cannot be written: '{path.parent}' is not writable")
+    if problem := make_output_folder(path.parent):
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be written: {problem}")
     return path
 
 

@@ -17,6 +17,7 @@ import torch
 from mmengine.config import Config
 
 from ..delta.atomic_file import SUFFIX
+from ..output_folder import make_output_folder
 from .check_images import find_images, flipped_copy, resized_copy, size_of
 from .load import class_names, exported_module, load_model
 from .modules.ready import fix_positions, make_ready
@@ -107,7 +108,8 @@ def export_model(
         raise ExportError(f"tolerance={tolerance} must be 0 or more")
     if out.is_dir():
         raise ExportError(f"'{out}' is a folder: name a file")
-    _make_folder(out.parent)
+    if problem := make_output_folder(out.parent):
+        raise ExportError(f"'{out}' cannot be written: {problem}: name another by --out")
     model, meta = load_model(cfg, checkpoint)
     module = exported_module(cfg, copy.deepcopy(model))
     if kind not in (formats := getattr(module, "formats", tuple(FORMATS))):
@@ -185,16 +187,6 @@ def _attempts(module: Any, kind: str, size: tuple[int, int] | None) -> list[tupl
 def _said(free: Sequence[int]) -> str:
     names = {(0, 2, 3): "any batch and size", (2, 3): "any size", (0,): "any batch of one size"}
     return names.get(tuple(free), "one image of one size")
-
-
-def _make_folder(folder: Path) -> None:
-    """Before a model is loaded and compared, which takes minutes."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"no file can be written in '{folder}': {error.strerror}: name another by --out") from error
-    if not os.access(folder, os.W_OK):
-        raise ExportError(f"no file can be written in '{folder}', which is not writable: name another by --out")
 
 
 def _reason(comparison: Comparison, tolerance: float) -> str:

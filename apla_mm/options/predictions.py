@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from ..data.folders import datasets_of, evaluators_of
+from ..output_folder import make_output_folder
 from .agreement.problems import as_list, kind
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -110,12 +111,8 @@ def check_out(out: str, folder: bool) -> None:
     if wrong:
         raise ValueError(f"--out '{out}' must be a {'folder, and is a file' if folder else 'file, and is a folder'}")
     into = Path(out) if folder else Path(out).absolute().parent
-    try:
-        into.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out '{out}' cannot be written: '{into}': {error.strerror}") from error
-    if not os.access(into, os.W_OK):
-        raise ValueError(f"--out '{out}' cannot be written: '{into}' is not writable")
+    if problem := make_output_folder(into):
+        raise ValueError(f"--out '{out}' cannot be written: {problem}")
 
 
 def leave_out_labels(cfg: Config, images: str | None = None, out: str | None = None) -> None:
